@@ -1,0 +1,2 @@
+//! `catena`: the one binary.
+fn main() {}

@@ -1,0 +1,10 @@
+//! What goes over Catena's wires and what both ends must agree on.
+//!
+//! No I/O and no clock of its own: identities ([`ids`]), the status table with its retry classes ([`status`]), routing
+//! information ([`routing`]), layout arithmetic ([`layout`]), data-plane messages ([`frame`]), checksums ([`checksum`]) and the
+//! control plane's messages generated from `schema/*.proto` ([`pb`]).
+
+pub mod checksum;
+pub mod clock;
+pub mod ids;
+pub mod status;
