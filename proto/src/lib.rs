@@ -6,5 +6,9 @@
 
 pub mod checksum;
 pub mod clock;
+pub mod frame;
 pub mod ids;
+pub mod layout;
+pub mod pb;
+pub mod routing;
 pub mod status;
