@@ -11,4 +11,6 @@ pub mod ids;
 pub mod layout;
 pub mod pb;
 pub mod routing;
+pub mod rpc;
 pub mod status;
+pub mod token;
