@@ -4,6 +4,7 @@
 //! test vectors, in `docs/layout.md`, and [`tests`] pins it.
 
 use crate::ids::{ChainId, ChunkId, InodeId, TableId};
+#[cfg(feature = "control")]
 use crate::pb;
 
 /// Smallest chunk size, bytes.
@@ -163,6 +164,7 @@ pub fn shuffle(seed: u64, n: u32, take: u32) -> Vec<u32> {
     order
 }
 
+#[cfg(feature = "control")]
 impl From<Layout> for pb::Layout {
     fn from(layout: Layout) -> Self {
         pb::Layout {
@@ -175,6 +177,7 @@ impl From<Layout> for pb::Layout {
     }
 }
 
+#[cfg(feature = "control")]
 impl TryFrom<pb::Layout> for Layout {
     type Error = LayoutError;
     fn try_from(wire: pb::Layout) -> Result<Self, LayoutError> {

@@ -9,8 +9,11 @@ pub mod clock;
 pub mod frame;
 pub mod ids;
 pub mod layout;
+#[cfg(feature = "control")]
 pub mod pb;
+#[cfg(feature = "control")]
 pub mod routing;
+#[cfg(feature = "control")]
 pub mod rpc;
 pub mod status;
 pub mod token;
