@@ -1,0 +1,80 @@
+//! Finding the primary.
+
+use std::time::Duration;
+
+use catena_mgmtd_client::CallOptions;
+use catena_proto::pb::CreateTableRequest;
+use catena_proto::status::Status;
+use tokio::time::Instant;
+
+use crate::fake::{Fake, Mood, client};
+
+#[tokio::test(start_paused = true)]
+async fn a_stand_by_is_passed_over_and_the_primary_remembered() {
+    let (standby, primary) = (Fake::new(), Fake::new());
+    standby.set_mood(Mood::Refuse(Status::NoPrimary));
+    let client = client(&[&standby, &primary]);
+    client.list_clients().await.unwrap();
+    client.clone().list_clients().await.unwrap();
+    assert_eq!((standby.calls(), primary.calls()), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mgmtd_that_does_not_answer_is_left_for_the_next() {
+    let (stopped, primary) = (Fake::new(), Fake::new());
+    stopped.set_mood(Mood::Silent);
+    let client = client(&[&stopped, &primary]);
+    let begin = Instant::now();
+    client.list_clients().await.unwrap();
+    assert_eq!(begin.elapsed(), CallOptions::default().attempt);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wait_for_an_election_ends_with_the_deadline_and_names_the_peer() {
+    let fake = Fake::new();
+    fake.set_mood(Mood::Refuse(Status::NoPrimary));
+    let begin = Instant::now();
+    let failure = client(&[&fake]).list_clients().await.unwrap_err();
+    assert_eq!(failure.status, Status::NoPrimary);
+    assert!(failure.message.contains("m0"), "{failure}");
+    assert!(begin.elapsed() <= CallOptions::default().deadline);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_election_that_ends_in_time_is_ridden_over() {
+    let fake = Fake::new();
+    fake.script([Mood::Refuse(Status::NoPrimary), Mood::Refuse(Status::Disconnected)]);
+    client(&[&fake]).list_clients().await.unwrap();
+    assert_eq!(fake.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_the_request_itself_is_not_repeated() {
+    let (first, second) = (Fake::new(), Fake::new());
+    first.set_mood(Mood::Refuse(Status::Invalid));
+    let failure = client(&[&first, &second]).list_clients().await.unwrap_err();
+    assert_eq!(failure.status, Status::Invalid);
+    assert_eq!((first.calls(), second.calls()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_is_not_asked_for_twice_unless_the_request_can_be_told_again() {
+    let fake = Fake::new();
+    fake.script([Mood::Refuse(Status::Disconnected)]);
+    let failure = client(&[&fake]).create_table(CreateTableRequest::default()).await.unwrap_err();
+    assert_eq!((failure.status, fake.calls()), (Status::Disconnected, 1));
+
+    fake.script([Mood::Refuse(Status::Disconnected)]);
+    let named = CreateTableRequest { request: vec![1; 16].into(), ..Default::default() };
+    client(&[&fake]).create_table(named).await.unwrap();
+    assert_eq!(fake.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_poll_may_last_longer_than_other_calls() {
+    let fake = Fake::new();
+    let wait = Duration::from_secs(30);
+    let reply = client(&[&fake]).get_routing(0, wait).await.unwrap();
+    assert!(reply.routing.is_none());
+    assert_eq!(fake.calls(), 1);
+}
