@@ -26,6 +26,9 @@ mod view;
 
 #[cfg(feature = "mutants")]
 pub mod mutant;
+#[cfg(not(feature = "mutants"))]
+#[allow(dead_code)]
+mod mutant;
 
 pub use effect::{Effect, Fenced, Outcome, ReadAt, ReadDecision, ReadId, Refusal, RequestId};
 pub use message::{Forward, Msg};

@@ -7,6 +7,7 @@ use catena_proto::ids::{ChainVersion, ChunkId, ChunkVersion, Tag, TargetId, Vers
 use crate::chunk::{ActiveChunk, Pending, Reader};
 use crate::effect::{Effect, Fenced, Outcome, ReadAt, ReadDecision, ReadId, Refusal, RequestId};
 use crate::message::{Forward, Msg};
+use crate::mutant::{Mutant, broken};
 use crate::resync::Session;
 use crate::view::{ChainView, Role, Store, next};
 
@@ -72,7 +73,12 @@ impl<P: Clone> Replica<P> {
     /// Pendings that survived a restart, in version order per chunk. Call before the first [`Replica::adopt`].
     pub fn restore(&mut self, restored: impl IntoIterator<Item = Restored>, store: &impl Store) {
         for Restored { chunk, id, tag } in restored {
-            let active = self.chunks.entry(chunk).or_insert_with(|| ActiveChunk::new(store.committed(chunk)));
+            let active = self.chunks.entry(chunk).or_insert_with(|| {
+                // A run that began as a rebase stands on contents that are void: on the version before it, and nothing else.
+                let (committed, before) = (store.committed(chunk), ChunkVersion(id.version.0 - 1));
+                let rebased = VersionId { version: before, assigned: ChainVersion(0) };
+                ActiveChunk::new(if committed.version == before { committed } else { rebased })
+            });
             active.pending.push_back(Pending { id, tag, payload: None, durable: true, waiters: Vec::new() });
         }
     }
@@ -145,6 +151,9 @@ impl<P: Clone> Replica<P> {
                 continue;
             };
             if known.sequence == tag.sequence {
+                if broken(Mutant::RetryAnsweredAtOnce) {
+                    return Some(Some(Outcome::Committed(pending.id)));
+                }
                 pending.waiters.push(request);
                 return Some(None);
             }
@@ -199,6 +208,7 @@ impl<P: Clone> Replica<P> {
     /// R1: a message counts only in the chain version that it names.
     pub(crate) fn same_version(&self, chain_version: ChainVersion) -> Result<(), Refusal> {
         match chain_version.cmp(&self.view.version) {
+            std::cmp::Ordering::Less if broken(Mutant::OldMessagesAccepted) => Ok(()),
             std::cmp::Ordering::Equal => Ok(()),
             std::cmp::Ordering::Greater => Err(Refusal::NotYet),
             std::cmp::Ordering::Less => Err(Refusal::Stale),
@@ -231,7 +241,7 @@ impl<P: Clone> Replica<P> {
             self.send(from, ack, out);
             return Ok(());
         }
-        if id.version > next(last) {
+        if id.version > next(last) && !broken(Mutant::GapFilled) {
             self.settle(chunk);
             return Err(Refusal::Gap);
         }
@@ -371,7 +381,9 @@ impl<P: Clone> Replica<P> {
                 if self.session.as_ref().is_none_or(|session| session.joined_at() != joined_at) {
                     // R14: whether or not it ever saw itself offline.
                     self.session = Some(Session::new(joined_at));
-                    self.chunks.clear();
+                    if !broken(Mutant::PendingsKept) {
+                        self.chunks.clear();
+                    }
                     return out.push(Effect::BeginSession { joined_at });
                 }
                 let chunks = &self.chunks;
@@ -383,11 +395,23 @@ impl<P: Clone> Replica<P> {
             }
             Role::Serving(_) => self.session = None,
         }
+        let is_tail = self.view.tail() == Some(self.me);
         let chunks: Vec<ChunkId> = self.chunks.keys().copied().collect();
         for chunk in chunks {
             let Some(active) = self.chunks.get_mut(&chunk) else { continue };
             active.notice = active.committed.version;
-            active.rewind();
+            if !broken(Mutant::PendingsNotResent) {
+                active.rewind();
+            }
+            if broken(Mutant::WatermarkCleared) {
+                active.durable = active.committed.version;
+            }
+            if broken(Mutant::NewTailCommitsDurable) && is_tail {
+                active.durable = active.durable_prefix();
+            }
+            if broken(Mutant::NewTailCommitsStaged) && is_tail {
+                active.durable = active.last().version;
+            }
             active.stalled = false;
             active.resent = false;
             let committed = active.committed;
@@ -435,7 +459,7 @@ impl<P: Clone> Replica<P> {
         if !matches!(self.role, Role::Serving(_)) {
             return ReadDecision::Refuse(Refusal::NotServing);
         }
-        let is_tail = self.view.tail() == Some(self.me);
+        let is_tail = self.view.tail() == Some(self.me) || broken(Mutant::DirtyReadLocal);
         match self.chunks.get_mut(&chunk).filter(|active| !active.pending.is_empty() && !is_tail) {
             None => ReadDecision::Serve(Fenced::new(ReadAt::Committed(store.committed(chunk)))),
             Some(active) => {
@@ -452,7 +476,11 @@ impl<P: Clone> Replica<P> {
             .chunks
             .get(&chunk)
             .is_some_and(|active| active.readers.iter().any(|reader| reader.read == read));
-        if let Some(tail) = self.view.tail().filter(|_| waits) {
+        let mut tail = self.view.tail();
+        if broken(Mutant::QueryLastServing) && self.view.syncing {
+            tail = self.view.path.iter().rev().nth(1).copied();
+        }
+        if let Some(tail) = tail.filter(|_| waits) {
             self.send(tail, Msg::Query { chunk, read }, out);
         }
     }
@@ -474,7 +502,9 @@ impl<P: Clone> Replica<P> {
         out: &mut Vec<Effect<P>>,
     ) -> Result<(), Refusal> {
         let may_answer = match self.role {
+            Role::Serving(_) if broken(Mutant::QueryLastServing) => true,
             _ if self.view.tail() != Some(self.me) => return Err(Refusal::Stale),
+            Role::Syncing if broken(Mutant::UnsyncedTailAnswers) => true,
             Role::Serving(_) => true,
             // A chunk that is not complete in this session may lack what readers have seen (T5, T7).
             Role::Syncing => self.session.as_ref().is_some_and(|session| session.is_complete(chunk)),
@@ -498,7 +528,11 @@ impl<P: Clone> Replica<P> {
         committed: VersionId,
         out: &mut Vec<Effect<P>>,
     ) {
-        let Some(active) = self.chunks.get_mut(&chunk).filter(|_| self.view.tail() == Some(from)) else {
+        let Some(active) = self
+            .chunks
+            .get_mut(&chunk)
+            .filter(|_| self.view.tail() == Some(from) || broken(Mutant::QueryLastServing))
+        else {
             return;
         };
         let Some(place) = active.readers.iter().position(|reader| reader.read == read) else { return };
@@ -523,7 +557,9 @@ impl<P: Clone> Replica<P> {
             (self.view.predecessor(self.me).is_none(), self.view.tail() == Some(self.me));
         let Some(active) = self.chunks.get_mut(&chunk).filter(|_| self.role != Role::Outside) else { return };
         let own = active.durable_prefix();
-        let reached = if is_head { own } else { own.min(active.notice) };
+        let alone =
+            is_head || broken(Mutant::NoticeIgnoresPredecessor) || (is_tail && broken(Mutant::NoNotice));
+        let reached = if alone { own } else { own.min(active.notice) };
         active.durable = active.durable.max(reached);
         let durable = active.durable;
         if is_tail {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use catena_proto::ids::{ChainVersion, ChunkId, ChunkVersion, VersionId};
 
 use crate::effect::Refusal;
+use crate::mutant::{Mutant, broken};
 use crate::replica::Replica;
 use crate::view::{Role, Store};
 
@@ -102,6 +103,7 @@ struct SyncChunk {
 impl SyncChunk {
     fn is_complete(&self) -> bool {
         match (self.need, self.committed) {
+            (Some(_), Some(_)) if broken(Mutant::NoNeed) => !self.installing,
             (Some(need), Some(committed)) => !self.installing && committed.version >= need,
             _ => false,
         }
@@ -174,12 +176,10 @@ impl<P: Clone> Replica<P> {
     ) -> Result<&mut Session, Refusal> {
         self.same_version(chain_version)?;
         match (self.role, &mut self.session) {
-            (Role::Syncing, Some(session)) if session.joined_at == joined_at => {
-                if session.ready {
-                    Ok(session)
-                } else {
-                    Err(Refusal::NotYet)
-                }
+            (Role::Syncing, Some(session))
+                if session.joined_at == joined_at || broken(Mutant::SessionWithoutJoinedAt) =>
+            {
+                if session.ready { Ok(session) } else { Err(Refusal::NotYet) }
             }
             _ => Err(Refusal::Stale),
         }
@@ -238,6 +238,7 @@ impl<P: Clone> Replica<P> {
                 session.chunks.remove(&chunk);
                 return Err(Refusal::Gap);
             }
+            Decision::Base(_) if broken(Mutant::LateBaseOverwrites) => Install::Contents,
             Decision::Base(_) if has_pendings => Install::Nothing,
             Decision::Base(id)
                 if state.committed.is_some_and(|committed| committed.version >= id.version) =>
