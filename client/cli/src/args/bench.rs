@@ -1,0 +1,103 @@
+//! `bench`: what is measured and how.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use crate::units::{parse_chunk_size, parse_duration, parse_size};
+
+/// `catena bench`.
+#[derive(Subcommand, Debug)]
+pub enum BenchCommand {
+    /// Sequential writes, ended by fsync.
+    #[command(after_help = "Examples:
+  catena bench write --size 4GiB
+  catena bench write --size 1GiB --block-size 4MiB --threads 4 --depth 8 --json")]
+    Write(DataArgs),
+    /// Sequential reads of files that it writes first.
+    #[command(after_help = "Examples:
+  catena bench read --size 4GiB --block-size 4MiB --depth 8
+  catena bench read --size 1GiB --verify")]
+    Read(DataArgs),
+    /// Random reads through the batch call, of files that it writes first.
+    #[command(after_help = "Examples:
+  catena bench randread --block-size 4KiB --depth 64
+  catena bench randread --size 4GiB --batch 16 --depth 64 --duration 30s --verify")]
+    Randread(DataArgs),
+    /// Random overwrites in files that it writes first.
+    #[command(after_help = "Examples:
+  catena bench randwrite --block-size 4KiB --depth 32 --duration 10s")]
+    Randwrite(DataArgs),
+    /// Creates, stats and removes of empty files.
+    #[command(after_help = "Examples:
+  catena bench meta --files 20000 --threads 64
+  catena bench meta --files 100000 --json")]
+    Meta(MetaArgs),
+}
+
+/// Options of the data benchmarks.
+#[derive(Args, Debug, Clone)]
+pub struct DataArgs {
+    /// Bytes in all files together.
+    #[arg(long, default_value = "1GiB", value_parser = parse_size)]
+    pub size: u64,
+    /// Bytes in one read or write [default: 4MiB in order, 4KiB at random].
+    #[arg(long, visible_alias = "bs", value_parser = parse_size)]
+    pub block_size: Option<u64>,
+    /// Reads or writes that each thread keeps in flight [default: 8 in order, 64 at random].
+    #[arg(long)]
+    pub depth: Option<usize>,
+    /// Tasks that each work on a file of their own.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Files; threads go round them [default: one for each thread].
+    #[arg(long)]
+    pub files: Option<usize>,
+    /// Stop after this time; random benchmarks go on until then [default: 10s at random, none in order].
+    #[arg(long, value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    /// Reads of one batch call.
+    #[arg(long, default_value_t = 16)]
+    pub batch: usize,
+    /// Check every byte that is read (writes are read back once at the end).
+    #[arg(long)]
+    pub verify: bool,
+    /// Bytes in a chunk of the files it makes [default: the directory's].
+    #[arg(long, value_parser = parse_chunk_size)]
+    pub chunk_size: Option<u32>,
+    /// Chains that a file goes round [default: the directory's].
+    #[arg(long)]
+    pub stripe: Option<u32>,
+    /// Seed of the offsets and contents.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Directory of the benchmark's files.
+    #[arg(long, default_value = "/.bench")]
+    pub path: String,
+    /// Leave the files; a later run with the same size and seed reads them without writing again.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Options of `bench meta`.
+#[derive(Args, Debug, Clone)]
+pub struct MetaArgs {
+    /// Files to create, stat and remove.
+    #[arg(long, default_value_t = 10_000)]
+    pub files: usize,
+    /// Calls in flight.
+    #[arg(long, default_value_t = 64)]
+    pub threads: usize,
+    /// Directories that the files are spread over.
+    #[arg(long, default_value_t = 16)]
+    pub dirs: usize,
+    /// Stop each phase after this time.
+    #[arg(long, value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    /// Directory of the benchmark's files.
+    #[arg(long, default_value = "/.bench")]
+    pub path: String,
+    /// Leave the files (skips the remove phase).
+    #[arg(long)]
+    pub keep: bool,
+}

@@ -1,0 +1,68 @@
+//! `demo` and `dev`: clusters on this machine.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::units::{parse_chunk_size, parse_size};
+
+/// `catena demo`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  catena demo
+  catena demo --size 256MiB --json
+  catena demo --nodes 5 --chunk-size 4MiB --dir /mnt/nvme --keep
+
+The cluster's directory must be on a disk, not on tmpfs: the storage services use O_DIRECT.")]
+pub struct DemoArgs {
+    /// Bytes to write and read back.
+    #[arg(long, default_value = "1GiB", value_parser = parse_size)]
+    pub size: u64,
+    /// Storage nodes.
+    #[arg(long, default_value_t = 3)]
+    pub nodes: u32,
+    /// Copies of every chunk.
+    #[arg(long, default_value_t = 3)]
+    pub replicas: u32,
+    /// Bytes in a chunk: a power of two, 64KiB to 64MiB.
+    #[arg(long, default_value = "1MiB", value_parser = parse_chunk_size)]
+    pub chunk_size: u32,
+    /// Where to make the demo's directory [default: /var/tmp, or the current directory if that is no disk].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Keep the directory; `catena dev --dir` can start the cluster again.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// `catena dev`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  catena dev --dir ./cluster
+  catena dev --dir ./cluster --nodes 5 --disks-per-node 2 --replicas 3
+  CATENA_CLUSTER=./cluster/cluster.toml catena fs ls /
+
+Ctrl-C stops everything cleanly. Started again on the same directory, the files are there.")]
+pub struct DevArgs {
+    /// The cluster's directory, made if it is missing.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Storage nodes [default: 3].
+    #[arg(long)]
+    pub nodes: Option<u32>,
+    /// Copies of every chunk [default: 3, or the number of nodes if that is smaller].
+    #[arg(long)]
+    pub replicas: Option<u32>,
+    /// Disk directories of a storage node [default: 1].
+    #[arg(long)]
+    pub disks_per_node: Option<u32>,
+    /// Bytes in a chunk of new files: a power of two, 64KiB to 64MiB [default: 1MiB].
+    #[arg(long, value_parser = parse_chunk_size)]
+    pub chunk_size: Option<u32>,
+    /// Bytes that each disk may use [default: what the file system has].
+    #[arg(long, value_parser = parse_size)]
+    pub disk_capacity: Option<u64>,
+    /// Log level of the services: error, warn, info, debug, trace.
+    #[arg(long, default_value = "info")]
+    pub log_level: String,
+}
