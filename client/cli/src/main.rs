@@ -3,20 +3,63 @@
 mod args;
 mod clock;
 mod cluster_file;
+mod cmd;
+mod connect;
+mod content;
 mod exit;
+mod local;
 mod logging;
 mod metrics;
+mod output;
 mod progress;
+mod signals;
+mod supervise;
 mod table;
 mod toml_file;
 mod units;
 
+use std::future::Future;
 use std::process::ExitCode;
 
+use args::{Cli, Command};
 use clap::Parser;
+use exit::{Failure, Result};
+use output::Output;
 
 fn main() -> ExitCode {
-    let cli = args::Cli::parse();
-    println!("{cli:?}");
-    ExitCode::SUCCESS
+    let cli = Cli::parse();
+    let json = cli.json;
+    let name = cli.command.name();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => exit::report(&name, json, &failure),
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let out = Output { json: cli.json };
+    if !matches!(cli.command, Command::Serve(_)) {
+        logging::for_command(cli.verbose)?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("catena")
+        .build()
+        .map_err(|error| Failure::io("cannot start the runtime", error))?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Dev(args) => cmd::dev::run(args, out).await,
+            Command::Admin(args) => interruptible(cmd::admin::run(args, out)).await,
+            _ => todo!(),
+        }
+    })
+}
+
+/// Runs a command that has nothing to clean up but what its values drop.
+async fn interruptible(command: impl Future<Output = Result<()>>) -> Result<()> {
+    let mut stop = signals::Stop::new()?;
+    tokio::select! {
+        outcome = command => outcome,
+        () = stop.wait() => Err(Failure::interrupted()),
+    }
 }

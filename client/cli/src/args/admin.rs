@@ -37,3 +37,17 @@ pub enum AdminCommand {
     #[command(after_help = "Examples:\n  catena admin clients")]
     Clients,
 }
+
+impl AdminCommand {
+    /// Its name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            AdminCommand::Nodes => "nodes",
+            AdminCommand::Targets { .. } => "targets",
+            AdminCommand::Chains { .. } => "chains",
+            AdminCommand::Tables => "tables",
+            AdminCommand::Routing => "routing",
+            AdminCommand::Clients => "clients",
+        }
+    }
+}

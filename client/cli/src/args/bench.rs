@@ -101,3 +101,16 @@ pub struct MetaArgs {
     #[arg(long)]
     pub keep: bool,
 }
+
+impl BenchCommand {
+    /// Its name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            BenchCommand::Write(_) => "write",
+            BenchCommand::Read(_) => "read",
+            BenchCommand::Randread(_) => "randread",
+            BenchCommand::Randwrite(_) => "randwrite",
+            BenchCommand::Meta(_) => "meta",
+        }
+    }
+}

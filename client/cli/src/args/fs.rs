@@ -466,3 +466,28 @@ impl NewLength {
         }
     }
 }
+
+impl FsCommand {
+    /// Its name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            FsCommand::Put(_) => "put",
+            FsCommand::Get(_) => "get",
+            FsCommand::Cat(_) => "cat",
+            FsCommand::Ls(_) => "ls",
+            FsCommand::Stat(_) => "stat",
+            FsCommand::Mkdir(_) => "mkdir",
+            FsCommand::Rm(_) => "rm",
+            FsCommand::Mv(_) => "mv",
+            FsCommand::Ln(_) => "ln",
+            FsCommand::Chmod(_) => "chmod",
+            FsCommand::Chown(_) => "chown",
+            FsCommand::Touch(_) => "touch",
+            FsCommand::Truncate(_) => "truncate",
+            FsCommand::Df(_) => "df",
+            FsCommand::Du(_) => "du",
+            FsCommand::Tree(_) => "tree",
+            FsCommand::Layout(_) => "layout",
+        }
+    }
+}

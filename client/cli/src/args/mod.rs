@@ -6,6 +6,7 @@ pub mod fs;
 pub mod local;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -62,6 +63,25 @@ pub enum Command {
     Bench(ClusterCommand<bench::BenchCommand>),
 }
 
+impl Command {
+    /// Its name in error messages: `fs get`.
+    pub fn name(&self) -> String {
+        let (group, name) = match self {
+            Command::Demo(_) => return "demo".into(),
+            Command::Dev(_) => return "dev".into(),
+            Command::Serve(ServeCommand::Mgmtd(_)) => ("serve", "mgmtd"),
+            Command::Serve(ServeCommand::Meta(_)) => ("serve", "meta"),
+            Command::Serve(ServeCommand::Storage(_)) => ("serve", "storage"),
+            Command::Config(ConfigCommand::Example { .. }) => ("config", "example"),
+            Command::Config(ConfigCommand::Check { .. }) => ("config", "check"),
+            Command::Fs(args) => ("fs", args.command.name()),
+            Command::Admin(args) => ("admin", args.command.name()),
+            Command::Bench(args) => ("bench", args.command.name()),
+        };
+        format!("{group} {name}")
+    }
+}
+
 const SERVE: &str = "Examples:
   catena config example mgmtd > mgmtd.toml     then edit it
   catena serve mgmtd --config mgmtd.toml
@@ -100,10 +120,21 @@ pub struct ClusterArgs {
     /// The cluster's cluster.toml.
     #[arg(long, value_name = "FILE", env = "CATENA_CLUSTER", global = true, help_heading = "Global options")]
     pub cluster: Option<PathBuf>,
-    /// Give up when the cluster has not answered for this long.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = crate::units::parse_duration, global = true,
+    /// Give up on a call that has not been answered for this long [default: 30s, and 5s to find the cluster].
+    #[arg(long, value_name = "TIME", value_parser = crate::units::parse_duration, global = true,
           help_heading = "Global options")]
-    pub timeout: std::time::Duration,
+    pub timeout: Option<Duration>,
+}
+
+impl ClusterArgs {
+    /// How long finding the cluster may take: a cluster that is down should be noticed soon.
+    pub fn contact(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(5))
+    }
+    /// How long one call may take: long enough for a failed node to be replaced.
+    pub fn call(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(30))
+    }
 }
 
 /// The kinds of service.

@@ -1,0 +1,1 @@
+//! `catena config`: examples and checks.

@@ -1,0 +1,5 @@
+//! The commands, one module each.
+
+pub mod admin;
+pub mod config;
+pub mod dev;

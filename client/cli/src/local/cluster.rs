@@ -1,0 +1,245 @@
+//! Starts and stops a local cluster: mgmtd first, then everything else, then the chain table; the other way round at the end.
+
+use std::time::Duration;
+
+use catena_mgmtd_client::{CallOptions, MgmtdClient};
+use catena_proto::ids::TableId;
+use catena_proto::pb::{CreateTableRequest, NodeState, PublicState};
+use catena_proto::routing::RoutingInfo;
+use catena_proto::rpc::ClientAuth;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use crate::args::ServiceKind;
+use crate::exit::{Exit, Failure, Result};
+use crate::local::directory::{Directory, Spec};
+use crate::progress;
+use crate::supervise::{Event, Service, State, clear_orphan};
+
+/// The table that files use unless told otherwise.
+pub const TABLE: TableId = TableId(1);
+/// A service that is not up after this long will not come up.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// Replicas that are not all back after this long go on coming back in the background.
+const RESYNC_PATIENCE: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A running local cluster.
+pub struct LocalCluster {
+    /// Its directory.
+    pub directory: Directory,
+    services: Vec<Service>,
+    /// What happens to its services.
+    pub events: mpsc::UnboundedReceiver<Event>,
+    mgmtd: MgmtdClient,
+    /// What mgmtd said when everything was up.
+    pub routing: RoutingInfo,
+}
+
+impl LocalCluster {
+    /// Starts all services and waits until every chain serves. On failure, or when `interrupt` comes, everything is stopped again.
+    pub async fn start(
+        directory: Directory,
+        log_level: &str,
+        interrupt: impl Future<Output = ()>,
+    ) -> Result<LocalCluster> {
+        for spec in directory.services() {
+            clear_orphan(&spec).await;
+        }
+        directory.check_ports()?;
+        directory.write_configs(log_level)?;
+        let cluster = directory.cluster();
+        let options = CallOptions { deadline: Duration::from_secs(5), attempt: Duration::from_secs(2) };
+        let auth = ClientAuth::new(cluster.id, &cluster.token);
+        let mgmtd = MgmtdClient::connect(cluster.id, &cluster.mgmtd, auth, options)?;
+        let (sender, events) = mpsc::unbounded_channel();
+        let mut cluster =
+            LocalCluster { directory, services: Vec::new(), events, mgmtd, routing: RoutingInfo::default() };
+        let outcome = tokio::select! {
+            outcome = cluster.bring_up(sender) => outcome,
+            () = interrupt => Err(Failure::interrupted()),
+        };
+        match outcome {
+            Ok(()) => Ok(cluster),
+            Err(failure) => {
+                cluster.stop().await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn bring_up(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<()> {
+        let step = progress::step("starting mgmtd");
+        let (manager, others): (Vec<Spec>, Vec<Spec>) =
+            self.directory.services().into_iter().partition(|spec| spec.kind == ServiceKind::Mgmtd);
+        for spec in manager {
+            self.services.push(Service::start(spec, events.clone())?);
+        }
+        self.wait("mgmtd to answer", START_LIMIT, |_| true).await?;
+        step.set_message(format!("starting meta and {} storage nodes", self.directory.shape().nodes));
+        for spec in others {
+            self.services.push(Service::start(spec, events.clone())?);
+        }
+        let pids: Vec<(u32, u32)> = self
+            .services
+            .iter()
+            .filter_map(|service| match service.state() {
+                State::Running(pid) if service.spec.kind != ServiceKind::Mgmtd => {
+                    Some((service.spec.node, pid))
+                }
+                _ => None,
+            })
+            .collect();
+        // By process id, because mgmtd may still list the service's last life as up.
+        let all_up = |routing: &RoutingInfo| {
+            pids.iter().all(|(node, pid)| {
+                let known = routing.nodes.values().find(|known| known.id == *node);
+                known.is_some_and(|known| known.state() == NodeState::Up && known.pid == *pid)
+            })
+        };
+        self.routing = self.wait("all services to register", START_LIMIT, all_up).await?;
+        if self.routing.newest_table(TABLE).is_none() {
+            step.set_message("computing the chain table");
+            self.create_table().await?;
+        }
+        step.set_message("waiting for the chains to serve");
+        self.routing = self.wait("every chain to serve", START_LIMIT, every_chain_serves).await?;
+        step.set_message("waiting for all replicas");
+        match self.wait("all replicas", RESYNC_PATIENCE, all_replicas_serve).await {
+            Ok(routing) => self.routing = routing,
+            Err(failure) if failure.exit == Exit::Unreachable => {
+                step.suspend(|| {
+                    eprintln!("catena: some replicas are still coming back; `catena admin chains` shows them")
+                });
+            }
+            Err(failure) => return Err(failure),
+        }
+        step.finish_and_clear();
+        self.services.iter().for_each(Service::keep_alive);
+        Ok(())
+    }
+
+    async fn create_table(&self) -> Result<()> {
+        let shape = self.directory.shape();
+        let request = CreateTableRequest {
+            table: TABLE.0,
+            replicas: shape.replicas,
+            min_nodes: shape.nodes,
+            seed: rand::random(),
+            request: bytes::Bytes::copy_from_slice(&rand::random::<[u8; 16]>()),
+            ..Default::default()
+        };
+        self.mgmtd
+            .create_table(request)
+            .await
+            .map_err(|failure| Failure::from(failure).about("chain table"))?;
+        Ok(())
+    }
+
+    /// Waits until routing information is as it should be, a child dies, or the time is over.
+    async fn wait(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut good: impl FnMut(&RoutingInfo) -> bool,
+    ) -> Result<RoutingInfo> {
+        let deadline = Instant::now() + limit;
+        let quick = self.mgmtd.with_options(CallOptions {
+            deadline: Duration::from_millis(500),
+            attempt: Duration::from_millis(500),
+        });
+        let mut last = "mgmtd has not answered".to_owned();
+        let mut known = 0;
+        loop {
+            for service in &self.services {
+                if let State::Down(how) = service.state() {
+                    return Err(service.start_failure(&how));
+                }
+            }
+            match quick.get_routing(known, Duration::from_millis(300)).await {
+                Ok(reply) => {
+                    if let Some(wire) = reply.routing {
+                        let routing = RoutingInfo::try_from(wire)
+                            .map_err(|error| Failure::failed(error.to_string()))?;
+                        known = routing.version.0;
+                        if good(&routing) {
+                            return Ok(routing);
+                        }
+                        last = describe(&routing);
+                    }
+                }
+                Err(failure) => {
+                    last = failure.message;
+                    sleep(LOOK).await;
+                }
+            }
+            if Instant::now() >= deadline {
+                let logs = self.directory.root().join("logs");
+                let message = format!("waited {} s for {what}: {last}", limit.as_secs());
+                return Err(Failure::new(Exit::Unreachable, message)
+                    .hint(format!("the logs are in {}", logs.display())));
+            }
+        }
+    }
+
+    /// The services' names, process ids and addresses.
+    pub fn services(&self) -> impl Iterator<Item = (&Spec, State)> {
+        self.services.iter().map(|service| (&service.spec, service.state()))
+    }
+
+    /// Where a node answers.
+    pub fn address(&self, node: u32) -> String {
+        let node = self.routing.nodes.values().find(|known| known.id == node);
+        let address =
+            node.map(
+                |node| if node.data_address.is_empty() { &node.control_address } else { &node.data_address },
+            );
+        match address {
+            Some(address) => address.clone(),
+            None => self.directory.cluster().mgmtd[0].clone(),
+        }
+    }
+
+    /// Where a node's metrics are.
+    pub fn metrics_address(&self, node: u32) -> String {
+        self.directory.metrics_address(node)
+    }
+
+    /// Stops everything: storage and meta together, then mgmtd, which hears of their stop.
+    pub async fn stop(mut self) -> Directory {
+        let step = progress::step("stopping");
+        let (managers, others): (Vec<_>, Vec<_>) =
+            self.services.drain(..).partition(|service| service.spec.kind == ServiceKind::Mgmtd);
+        for group in [others, managers] {
+            group.iter().for_each(Service::begin_stop);
+            for service in group {
+                service.stop().await;
+            }
+        }
+        step.finish_and_clear();
+        self.directory
+    }
+}
+
+fn every_chain_serves(routing: &RoutingInfo) -> bool {
+    routing.newest_table(TABLE).is_some()
+        && routing
+            .chains
+            .keys()
+            .all(|chain| routing.targets_in(*chain, PublicState::Serving).next().is_some())
+}
+
+fn all_replicas_serve(routing: &RoutingInfo) -> bool {
+    every_chain_serves(routing) && routing.targets.values().all(|target| target.state == PublicState::Serving)
+}
+
+/// A line that says what is missing.
+fn describe(routing: &RoutingInfo) -> String {
+    let up = routing.nodes.values().filter(|node| node.state() == NodeState::Up).count();
+    let serving = routing.targets.values().filter(|target| target.state == PublicState::Serving).count();
+    format!(
+        "{up} of {} nodes are up, {serving} of {} targets serve",
+        routing.nodes.len(),
+        routing.targets.len()
+    )
+}

@@ -1,0 +1,363 @@
+//! A local cluster's directory: identity, ports and shape in files that survive restarts, one process at a time, services'
+//! configuration written from them at every start.
+//!
+//! ```text
+//! D/cluster.toml        for clients; has the token (0600)
+//! D/dev.toml            shape and ports; its presence says that the directory is complete
+//! D/lock                held by the `catena dev` or `demo` that runs it
+//! D/config/NAME.toml    D/logs/NAME.log    D/run/NAME.pid
+//! D/mgmtd/  D/meta/     stores
+//! D/storage-1/disk-1/   chunks
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use catena_proto::ids::ClusterId;
+use catena_proto::token::Token;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::args::ServiceKind;
+use crate::cluster_file::{Cluster, write_private};
+use crate::exit::{Exit, Failure, Result};
+use crate::local::ports;
+use crate::local::shape::{Shape, Wish};
+use crate::toml_file;
+
+/// Node numbers: storage nodes count from 1, so that `storage-2` is node 2.
+pub const MGMTD_NODE: u32 = 1001;
+/// The metadata service's.
+pub const META_NODE: u32 = 1002;
+
+/// A service of a local cluster.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// `mgmtd`, `meta`, `storage-1`, ...
+    pub name: String,
+    /// What it is.
+    pub kind: ServiceKind,
+    /// Its node number.
+    pub node: u32,
+    /// Its configuration.
+    pub config: PathBuf,
+    /// Its log.
+    pub log: PathBuf,
+    /// Its process id, while it runs.
+    pub pid: PathBuf,
+}
+
+/// A directory that this process has locked.
+pub struct Directory {
+    root: PathBuf,
+    shape: Shape,
+    ports: BTreeMap<String, u16>,
+    cluster: Cluster,
+    /// Whether this call made it.
+    pub fresh: bool,
+    _lock: File,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    format: u32,
+    shape: Shape,
+    #[serde(default)]
+    ports: BTreeMap<String, u16>,
+}
+
+const FORMAT: u32 = 1;
+
+impl Directory {
+    /// Opens the cluster in `root`, or makes one.
+    pub fn open(root: &Path, wish: &Wish) -> Result<Directory> {
+        let state_file = root.join("dev.toml");
+        // Refuse an impossible shape before anything is made.
+        let known = state_file.exists();
+        let wanted = if known { None } else { Some(wish.shape()?) };
+        std::fs::create_dir_all(root).map_err(|error| Failure::io(root.display(), error))?;
+        let root = root.canonicalize().map_err(|error| Failure::io(root.display(), error))?;
+        let lock = lock(&root)?;
+        let state_file = root.join("dev.toml");
+        let (shape, mut ports, cluster) = match wanted {
+            None => {
+                let state: State = toml_file::parse(&state_file, &toml_file::read(&state_file)?)?;
+                if state.format != FORMAT {
+                    let message = format!(
+                        "{} has format {}, this catena knows {FORMAT}",
+                        state_file.display(),
+                        state.format
+                    );
+                    return Err(Failure::failed(message).hint("use the release that made it"));
+                }
+                state.shape.validate().map_err(|failure| failure.about(state_file.display()))?;
+                wish.check_against(&state.shape, &root.display().to_string())?;
+                (state.shape, state.ports, Some(Cluster::load(&root.join("cluster.toml"))?))
+            }
+            Some(shape) => {
+                refuse_strangers(&root)?;
+                (shape, BTreeMap::new(), None)
+            }
+        };
+        let names = port_names(&shape);
+        if names.iter().any(|name| !ports.contains_key(name)) {
+            let chosen = ports::choose(names.len(), &mut rand::rng())?;
+            ports = names.into_iter().zip(chosen).collect();
+        }
+        let fresh = cluster.is_none();
+        let mgmtd = vec![format!("127.0.0.1:{}", ports["mgmtd"])];
+        let cluster = match cluster {
+            Some(cluster) => Cluster { mgmtd, ..cluster },
+            None => {
+                Cluster { id: ClusterId(rand::random::<u128>().max(1)), token: Token(rand::random()), mgmtd }
+            }
+        };
+        let directory = Directory { root, shape, ports, cluster, fresh, _lock: lock };
+        directory.write()?;
+        Ok(directory)
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+    /// What it looks like.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+    /// How clients find it.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+    /// The file that clients are given.
+    pub fn cluster_file(&self) -> PathBuf {
+        self.root.join("cluster.toml")
+    }
+
+    /// Where a node's metrics are, `host:port/metrics`.
+    pub fn metrics_address(&self, node: u32) -> String {
+        let spec = self.services().into_iter().find(|spec| spec.node == node);
+        let port = spec.and_then(|spec| self.ports.get(&format!("{}-metrics", spec.name)).copied());
+        port.map_or_else(String::new, |port| format!("127.0.0.1:{port}/metrics"))
+    }
+
+    /// All services, mgmtd first.
+    pub fn services(&self) -> Vec<Spec> {
+        let spec = |name: String, kind, node| Spec {
+            config: self.root.join(format!("config/{name}.toml")),
+            log: self.root.join(format!("logs/{name}.log")),
+            pid: self.root.join(format!("run/{name}.pid")),
+            name,
+            kind,
+            node,
+        };
+        let storage = (1..=self.shape.nodes).map(|n| spec(format!("storage-{n}"), ServiceKind::Storage, n));
+        let control = [
+            spec("mgmtd".into(), ServiceKind::Mgmtd, MGMTD_NODE),
+            spec("meta".into(), ServiceKind::Meta, META_NODE),
+        ];
+        control.into_iter().chain(storage).collect()
+    }
+
+    /// Fails if somebody listens on one of the cluster's ports.
+    pub fn check_ports(&self) -> Result<()> {
+        let state = self.root.join("dev.toml");
+        self.ports.iter().try_for_each(|(name, port)| ports::check_free(*port, name, &state))
+    }
+
+    /// Writes the services' configuration.
+    pub fn write_configs(&self, log_level: &str) -> Result<()> {
+        for spec in self.services() {
+            write_private(&spec.config, &self.config(&spec, log_level))?;
+        }
+        Ok(())
+    }
+
+    fn write(&self) -> Result<()> {
+        for name in ["config", "logs", "run"] {
+            make_dir(&self.root.join(name))?;
+        }
+        for node in 1..=self.shape.nodes {
+            for disk in 1..=self.shape.disks_per_node {
+                make_dir(&self.root.join(format!("storage-{node}/disk-{disk}")))?;
+            }
+        }
+        self.cluster.save(&self.cluster_file())?;
+        let state = State { format: FORMAT, shape: self.shape, ports: self.ports.clone() };
+        let text = toml::to_string(&state).map_err(|error| Failure::failed(error.to_string()))?;
+        write_private(
+            &self.root.join("dev.toml"),
+            &format!("# Made by `catena dev`; the shape is fixed, ports may be changed.\n{text}"),
+        )
+    }
+
+    fn config(&self, spec: &Spec, log_level: &str) -> String {
+        let quote = |text: &str| toml::Value::from(text).to_string();
+        let path = |tail: &str| quote(&self.root.join(tail).display().to_string());
+        let address = |name: &str| quote(&format!("127.0.0.1:{}", self.ports[name]));
+        let name = &spec.name;
+        let mut text = format!(
+            "# Written by `catena dev` at every start.\ncluster = \"{}\"\ntoken = \"{}\"\nnode = {}\nlisten = {}\nmetrics = {}\n",
+            self.cluster.id,
+            self.cluster.token.to_hex(),
+            spec.node,
+            address(name),
+            address(&format!("{name}-metrics")),
+        );
+        if spec.kind != ServiceKind::Mgmtd {
+            text += &format!("mgmtd = [{}]\n", quote(&self.cluster.mgmtd[0]));
+        }
+        let Shape { disks_per_node, chunk_size, disk_capacity, .. } = self.shape;
+        text += &match spec.kind {
+            ServiceKind::Mgmtd => format!("\n[store]\nkind = \"embedded\"\npath = {}\n", path("mgmtd")),
+            ServiceKind::Meta => {
+                // The first user owns the root, so that `fs mkdir /x` works without being root.
+                let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+                format!(
+                    "\n[store]\nkind = \"embedded\"\npath = {}\n\n[root]\nuid = {uid}\ngid = {gid}\n\n[layout]\nchunk_size = {chunk_size}\n",
+                    path("meta")
+                )
+            }
+            ServiceKind::Storage => {
+                let disks: Vec<_> =
+                    (1..=disks_per_node).map(|disk| path(&format!("{name}/disk-{disk}"))).collect();
+                format!("disks = [{}]\ncapacity = {disk_capacity}\npool = \"256 MiB\"\n", disks.join(", "))
+            }
+        };
+        text + &format!("\n[log]\nformat = \"human\"\nlevel = {}\n", quote(log_level))
+    }
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).map_err(|error| Failure::io(path.display(), error))
+}
+
+/// The names of the ports that a shape needs.
+fn port_names(shape: &Shape) -> Vec<String> {
+    let services = ["mgmtd".to_owned(), "meta".to_owned()];
+    let services = services.into_iter().chain((1..=shape.nodes).map(|n| format!("storage-{n}")));
+    services.flat_map(|name| [format!("{name}-metrics"), name]).collect()
+}
+
+/// One process at a time. The lock goes with the process, however it ends.
+fn lock(root: &Path) -> Result<File> {
+    let path = root.join("lock");
+    let mut options = File::options();
+    let mut file = options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|error| Failure::io(path.display(), error))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut owner = String::new();
+            let _ = file.read_to_string(&mut owner);
+            let message = match owner.trim() {
+                "" => format!("{} is in use by another catena dev", root.display()),
+                pid => format!("{} is in use by another catena dev (process {pid})", root.display()),
+            };
+            return Err(
+                Failure::new(Exit::Exists, message).hint("stop that one, or choose another directory")
+            );
+        }
+        Err(error) => return Err(Failure::io(path.display(), error.into())),
+    }
+    let note =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
+    note.map_err(|error| Failure::io(path.display(), error))?;
+    Ok(file)
+}
+
+/// A directory that somebody uses for something else is not filled with a cluster.
+fn refuse_strangers(root: &Path) -> Result<()> {
+    // What an interrupted first start may have left.
+    const OURS: [&str; 5] = ["lock", "config", "logs", "run", "cluster.toml"];
+    let entries = std::fs::read_dir(root).map_err(|error| Failure::io(root.display(), error))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !OURS.contains(&&*name) && !name.starts_with("storage-") && !name.ends_with(".new") {
+            let message = format!(
+                "{} is not empty and is no directory of `catena dev` (it has `{name}`)",
+                root.display()
+            );
+            return Err(Failure::new(Exit::Exists, message).hint("choose an empty or new directory"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(nodes: u32) -> Wish {
+        Wish { nodes: Some(nodes), ..Wish::default() }
+    }
+
+    #[test]
+    fn a_directory_keeps_identity_and_ports() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("d");
+        let first = Directory::open(&root, &wish(2)).unwrap();
+        assert!(first.fresh);
+        let (id, ports) = (first.cluster().id, first.ports.clone());
+        drop(first);
+        let second = Directory::open(&root, &Wish::default()).unwrap();
+        assert!(!second.fresh);
+        assert_eq!((second.cluster().id, &second.ports, second.shape().nodes), (id, &ports, 2));
+    }
+
+    #[test]
+    fn a_directory_in_use_names_the_process() {
+        let temp = tempfile::tempdir().unwrap();
+        let _held = Directory::open(temp.path(), &wish(1)).unwrap();
+        let failure = Directory::open(temp.path(), &wish(1)).err().unwrap();
+        assert!(
+            failure
+                .message
+                .ends_with(&format!("in use by another catena dev (process {})", std::process::id()))
+        );
+    }
+
+    #[test]
+    fn somebody_elses_directory_is_left_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("thesis.tex"), "x").unwrap();
+        let failure = Directory::open(temp.path(), &wish(1)).err().unwrap();
+        assert!(failure.message.contains("thesis.tex"), "{failure}");
+    }
+
+    #[test]
+    fn an_impossible_shape_makes_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("d");
+        assert!(
+            Directory::open(&root, &Wish { nodes: Some(1), replicas: Some(2), ..Wish::default() }).is_err()
+        );
+        assert!(!root.exists());
+    }
+
+    #[test]
+    fn the_token_is_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let temp = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temp.path(), &wish(1)).unwrap();
+        directory.write_configs("info").unwrap();
+        let configs = directory.services().into_iter().map(|spec| spec.config);
+        for file in configs.chain([directory.cluster_file()]) {
+            assert_eq!(
+                std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+                0o600,
+                "{}",
+                file.display()
+            );
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What a local cluster looks like: chosen when its directory is made, then fixed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::exit::{Failure, Result};
+use crate::units;
+
+/// More processes than this on one machine is a mistake in the command line.
+const MAX_NODES: u32 = 64;
+const MAX_DISKS: u32 = 32;
+
+/// A local cluster's shape.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    /// Storage nodes.
+    pub nodes: u32,
+    /// Copies of every chunk.
+    pub replicas: u32,
+    /// Disk directories of a node.
+    pub disks_per_node: u32,
+    /// Bytes in a chunk of new files.
+    pub chunk_size: u32,
+    /// Bytes that a disk may use; 0 is what the file system has.
+    pub disk_capacity: u64,
+}
+
+/// What the command line says of a shape; nothing where it is silent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish {
+    /// `--nodes`
+    pub nodes: Option<u32>,
+    /// `--replicas`
+    pub replicas: Option<u32>,
+    /// `--disks-per-node`
+    pub disks_per_node: Option<u32>,
+    /// `--chunk-size`
+    pub chunk_size: Option<u32>,
+    /// `--disk-capacity`
+    pub disk_capacity: Option<u64>,
+}
+
+impl Wish {
+    /// The shape of a new cluster.
+    pub fn shape(&self) -> Result<Shape> {
+        let nodes = self.nodes.unwrap_or(3);
+        let shape = Shape {
+            nodes,
+            replicas: self.replicas.unwrap_or(nodes.clamp(1, 3)),
+            disks_per_node: self.disks_per_node.unwrap_or(1),
+            chunk_size: self.chunk_size.unwrap_or(catena_proto::layout::DEFAULT_CHUNK_SIZE),
+            disk_capacity: self.disk_capacity.unwrap_or(0),
+        };
+        shape.validate()?;
+        Ok(shape)
+    }
+
+    /// Refuses what a cluster that exists is not.
+    pub fn check_against(&self, shape: &Shape, directory: &str) -> Result<()> {
+        let sizes = |wanted: u64, is: u64| (units::size(wanted), units::size(is));
+        let numbers = |wanted: u32, is: u32| (wanted.to_string(), is.to_string());
+        let differs = [
+            ("--nodes", self.nodes.filter(|n| *n != shape.nodes).map(|n| numbers(n, shape.nodes))),
+            (
+                "--replicas",
+                self.replicas.filter(|n| *n != shape.replicas).map(|n| numbers(n, shape.replicas)),
+            ),
+            (
+                "--disks-per-node",
+                self.disks_per_node
+                    .filter(|n| *n != shape.disks_per_node)
+                    .map(|n| numbers(n, shape.disks_per_node)),
+            ),
+            (
+                "--chunk-size",
+                self.chunk_size
+                    .filter(|n| *n != shape.chunk_size)
+                    .map(|n| sizes(u64::from(n), u64::from(shape.chunk_size))),
+            ),
+            (
+                "--disk-capacity",
+                self.disk_capacity
+                    .filter(|n| *n != shape.disk_capacity)
+                    .map(|n| sizes(n, shape.disk_capacity)),
+            ),
+        ];
+        match differs.into_iter().find_map(|(option, values)| Some((option, values?))) {
+            None => Ok(()),
+            Some((option, (wanted, is))) => {
+                let message = format!("{directory} holds a cluster made with {option} {is}, not {wanted}");
+                let hint = format!("leave {option} out to start that cluster, or choose another directory");
+                Err(Failure::usage(message).hint(hint))
+            }
+        }
+    }
+}
+
+impl Shape {
+    /// Refuses shapes that cannot work, before anything is made.
+    pub fn validate(&self) -> Result<()> {
+        let refuse = |message: String, hint: &str| Err(Failure::usage(message).hint(hint));
+        if self.nodes == 0 || self.nodes > MAX_NODES {
+            return refuse(
+                format!("--nodes {}: a local cluster has 1 to {MAX_NODES} storage nodes", self.nodes),
+                "try --nodes 3",
+            );
+        }
+        if self.disks_per_node == 0 || self.disks_per_node > MAX_DISKS {
+            let message =
+                format!("--disks-per-node {}: a node has 1 to {MAX_DISKS} disks here", self.disks_per_node);
+            return refuse(message, "try --disks-per-node 1");
+        }
+        if self.replicas == 0 {
+            return refuse("--replicas 0: there is at least one copy".into(), "try --replicas 3");
+        }
+        if self.replicas > self.nodes {
+            return refuse(
+                format!(
+                    "{} replicas need at least {} storage nodes, not {}",
+                    self.replicas, self.replicas, self.nodes
+                ),
+                &format!(
+                    "use --nodes {} or --replicas {}: two copies on one node would be lost together",
+                    self.replicas, self.nodes
+                ),
+            );
+        }
+        if self.disk_capacity != 0 && self.disk_capacity < 64 << 20 {
+            return refuse(
+                "--disk-capacity: a disk needs at least 64 MiB".into(),
+                "try --disk-capacity 1GiB",
+            );
+        }
+        catena_proto::layout::check_chunk_size(self.chunk_size)
+            .map_err(|error| Failure::usage(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_fit_small_clusters() {
+        assert_eq!(Wish::default().shape().unwrap().replicas, 3);
+        assert_eq!(Wish { nodes: Some(2), ..Wish::default() }.shape().unwrap().replicas, 2);
+    }
+
+    #[test]
+    fn more_replicas_than_nodes_are_refused_with_both_ways_out() {
+        let failure = Wish { nodes: Some(2), replicas: Some(3), ..Wish::default() }.shape().unwrap_err();
+        assert_eq!(failure.message, "3 replicas need at least 3 storage nodes, not 2");
+        assert!(failure.hint.unwrap().contains("--nodes 3 or --replicas 2"));
+    }
+
+    #[test]
+    fn another_shape_is_refused_by_its_option() {
+        let shape = Wish::default().shape().unwrap();
+        assert!(Wish::default().check_against(&shape, "D").is_ok());
+        assert!(Wish { nodes: Some(3), ..Wish::default() }.check_against(&shape, "D").is_ok());
+        let failure = Wish { nodes: Some(5), ..Wish::default() }.check_against(&shape, "D").unwrap_err();
+        assert_eq!(failure.message, "D holds a cluster made with --nodes 3, not 5");
+    }
+}
