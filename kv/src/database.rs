@@ -1,125 +1,109 @@
-//! The two traits.
+//! The contract: what a database and a transaction promise. Semantics follow FoundationDB (API 7.3); where a sentence here is silent,
+//! FoundationDB's documentation holds. The conformance suite tests every sentence.
 
-use async_trait::async_trait;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 
-use crate::error::KvError;
-use crate::mutation::{AtomicOp, Versionstamped};
+use crate::{Atomic, KvError, RangeQuery, RangeResult, Versionstamp};
 
-/// Ten bytes that order all commits: the commit version (8, big-endian) and the place within its batch (2, big-endian).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct Versionstamp(pub [u8; 10]);
+/// A boxed future, the same type as `futures_util::future::BoxFuture`.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-impl Versionstamp {
-    /// From its parts.
-    pub fn new(version: u64, place: u16) -> Versionstamp {
-        let mut bytes = [0; 10];
-        bytes[..8].copy_from_slice(&version.to_be_bytes());
-        bytes[8..].copy_from_slice(&place.to_be_bytes());
-        Versionstamp(bytes)
-    }
-    /// The commit version.
-    pub fn version(&self) -> u64 {
-        self.0[..8].iter().fold(0, |version, &byte| version << 8 | u64::from(byte))
-    }
-}
+/// A transaction as it is handed around: cheap to clone, so several reads may be in flight at once.
+pub type Tx = Arc<dyn Transaction>;
 
-/// A key and its value.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct KeyValue {
-    /// The key.
-    pub key: Bytes,
-    /// The value.
-    pub value: Bytes,
-}
-
-/// A range to read: `begin <= key < end`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct RangeRead {
-    /// First key.
-    pub begin: Bytes,
-    /// First key that is not read.
-    pub end: Bytes,
-    /// Most items to return; 0 means as many as one batch holds.
-    pub limit: usize,
-    /// Stop behind the item that reaches so many bytes of keys and values; 0 means the backend's batch size.
-    pub target_bytes: usize,
-    /// From the end downwards.
-    pub reverse: bool,
-    /// Without conflict detection.
-    pub snapshot: bool,
-}
-
-impl RangeRead {
-    /// A whole range, forward, with conflict detection.
-    pub fn new(begin: impl Into<Bytes>, end: impl Into<Bytes>) -> RangeRead {
-        let (begin, end) = (begin.into(), end.into());
-        RangeRead { begin, end, limit: 0, target_bytes: 0, reverse: false, snapshot: false }
-    }
-    /// At most so many items.
-    pub fn limit(self, limit: usize) -> RangeRead {
-        RangeRead { limit, ..self }
-    }
-    /// From the end downwards.
-    pub fn reverse(self) -> RangeRead {
-        RangeRead { reverse: true, ..self }
-    }
-    /// Without conflict detection.
-    pub fn snapshot(self) -> RangeRead {
-        RangeRead { snapshot: true, ..self }
-    }
-    /// What is left of it behind `last`, the last key that was returned.
-    pub fn after(self, last: &[u8]) -> RangeRead {
-        match self.reverse {
-            true => RangeRead { end: Bytes::copy_from_slice(last), ..self },
-            false => RangeRead { begin: crate::successor(last), ..self },
-        }
-    }
-}
-
-/// A batch of a range.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct RangeResult {
-    /// In the order asked for.
-    pub items: Vec<KeyValue>,
-    /// The range may have more behind the last item: go on with [`RangeRead::after`].
-    pub more: bool,
-}
-
-/// A database.
-#[async_trait]
+/// A transactional, ordered key-value store.
 pub trait Database: Send + Sync + 'static {
-    /// Begins a transaction at the newest durable version.
-    async fn begin(&self) -> Result<Box<dyn Transaction>, KvError>;
+    /// Starts a transaction. Does no I/O: the read version is taken by the first read (or by [`Transaction::read_version`]), and
+    /// that is where the age of a transaction starts to count.
+    fn begin(&self, options: TxOptions) -> Result<Tx, KvError>;
 }
 
-/// A transaction: reads one version, sees its own writes, commits all or nothing. Dropping it is cancelling it.
+/// What a transaction is begun with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TxOptions {
+    /// The transaction may read from a version this old. A backend with expensive read versions (FoundationDB) may reuse a cached
+    /// one; others always read the newest. Meant for read-only transactions: a writing one stays serialisable but conflicts more.
+    pub staleness: Option<Duration>,
+}
+
+/// Whether a read takes part in conflict detection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Isolation {
+    /// What is read here is guaranteed unchanged at commit, or the commit fails with [`KvError::Conflict`].
+    Serializable,
+    /// Read from the same consistent version, but without a conflict if it changes before the commit.
+    Snapshot,
+}
+
+/// One transaction: reads from one consistent version overlaid with its own writes; writes become visible to others all at once,
+/// at [`commit`](Transaction::commit).
 ///
-/// Mutations are buffered and never fail by themselves; [`Transaction::commit`] reports a limit that they exceeded.
-#[async_trait]
-pub trait Transaction: Send {
-    /// The version that it reads.
-    async fn read_version(&mut self) -> Result<u64, KvError>;
-    /// One key. `snapshot`: another transaction's write to it is no conflict.
-    async fn get(&mut self, key: &[u8], snapshot: bool) -> Result<Option<Bytes>, KvError>;
-    /// A batch of a range.
-    async fn get_range(&mut self, range: RangeRead) -> Result<RangeResult, KvError>;
-    /// Writes a key.
-    fn set(&mut self, key: &[u8], value: &[u8]);
-    /// Removes a key.
-    fn clear(&mut self, key: &[u8]);
-    /// Removes `begin <= key < end`.
-    fn clear_range(&mut self, begin: &[u8], end: &[u8]);
-    /// Changes a value as of the commit, without reading it.
-    fn atomic(&mut self, key: &[u8], operand: &[u8], op: AtomicOp);
-    /// Writes a key or value in which the commit's versionstamp is filled in.
-    fn set_versionstamped(&mut self, write: Versionstamped);
-    /// Conflicts as if the range had been read.
-    fn add_read_conflict(&mut self, begin: &[u8], end: &[u8]);
-    /// Conflicts as if the range had been written.
-    fn add_write_conflict(&mut self, begin: &[u8], end: &[u8]);
-    /// Bytes so far, as the limit counts them.
+/// - Serialisable: a commit succeeds only if nothing read with [`Isolation::Serializable`] was changed since the read version.
+/// - Dropping it without commit cancels it. After commit or cancel every call fails ([`KvError::Used`], [`KvError::Cancelled`]).
+/// - Keys are below `0xff` and at most [`KEY_LIMIT`](crate::KEY_LIMIT) bytes, values at most [`VALUE_LIMIT`](crate::VALUE_LIMIT),
+///   a transaction (keys and values written, conflict ranges) at most [`TRANSACTION_LIMIT`](crate::TRANSACTION_LIMIT). The first
+///   three are checked by the call, the last by commit.
+/// - [`TRANSACTION_AGE`](crate::TRANSACTION_AGE) after its read version was taken, reads fail with [`KvError::TooOld`], and so does
+///   the commit if it depends on reads.
+/// - Futures may start their work at the call. Dropping a read's future is harmless; dropping a commit's future leaves its outcome
+///   unknown, as [`KvError::CommitUnknown`] would.
+pub trait Transaction: Send + Sync {
+    /// The value of `key`, own writes included.
+    fn get<'a>(
+        &'a self,
+        key: &'a [u8],
+        isolation: Isolation,
+    ) -> BoxFuture<'a, Result<Option<Bytes>, KvError>>;
+
+    /// One page of a range, own writes included. Only the part that was actually returned (up to the last key of a page with
+    /// `more`) takes part in conflict detection. See [`RangeQuery::next_page`] for going on.
+    fn get_range(&self, query: RangeQuery) -> BoxFuture<'_, Result<RangeResult, KvError>>;
+
+    /// Sets `key` to `value`.
+    fn set(&self, key: &[u8], value: &[u8]) -> Result<(), KvError>;
+
+    /// Removes `key`; no error if it is absent.
+    fn clear(&self, key: &[u8]) -> Result<(), KvError>;
+
+    /// Removes every key in `begin..end`. Costs the embedded backends time for each key present, at commit.
+    fn clear_range(&self, begin: &[u8], end: &[u8]) -> Result<(), KvError>;
+
+    /// Changes the value at commit without reading it here, so that concurrent ones do not conflict.
+    fn atomic(&self, key: &[u8], op: Atomic, operand: &[u8]) -> Result<(), KvError>;
+
+    /// Sets a key in which the ten bytes from `offset` are replaced by this transaction's [`Versionstamp`] at commit.
+    /// The range of keys it might become cannot be read in this transaction any more ([`KvError::Unreadable`]).
+    fn set_versionstamped_key(&self, key: &[u8], offset: usize, value: &[u8]) -> Result<(), KvError>;
+
+    /// Sets `key` to a value in which the ten bytes from `offset` are replaced by this transaction's [`Versionstamp`] at commit.
+    /// `key` cannot be read in this transaction any more ([`KvError::Unreadable`]) unless it is overwritten.
+    fn set_versionstamped_value(&self, key: &[u8], value: &[u8], offset: usize) -> Result<(), KvError>;
+
+    /// As if `begin..end` had been read serialisably. Takes effect against the read version, so read something (or call
+    /// [`read_version`](Transaction::read_version)) in the same transaction.
+    fn add_read_conflict(&self, begin: &[u8], end: &[u8]) -> Result<(), KvError>;
+
+    /// As if `begin..end` had been written: conflicts with concurrent transactions that read it. A transaction with only this and
+    /// no writes is committed like a writing one.
+    fn add_write_conflict(&self, begin: &[u8], end: &[u8]) -> Result<(), KvError>;
+
+    /// The version this transaction reads at; takes it if no read has yet. Versions only grow, also across restarts.
+    fn read_version(&self) -> BoxFuture<'_, Result<u64, KvError>>;
+
+    /// Bytes counted so far towards [`TRANSACTION_LIMIT`](crate::TRANSACTION_LIMIT): approximate, never too low for the limit check.
     fn size(&self) -> usize;
-    /// Commits durably. A read-only transaction commits without a trip, with the versionstamp of its read version.
-    async fn commit(self: Box<Self>) -> Result<Versionstamp, KvError>;
+
+    /// Makes this and all later calls fail with [`KvError::Cancelled`], reads in flight included. A commit that is under way is not
+    /// undone. Its outcome is then unknown.
+    fn cancel(&self);
+
+    /// Commits. The stamp orders all committed transactions; `None` if there was nothing to commit (no write and no write conflict
+    /// range), which always succeeds. When this returns `Ok` the writes are as durable as the backend makes them (`embedded` and
+    /// FoundationDB: on disk).
+    fn commit(&self) -> BoxFuture<'_, Result<Option<Versionstamp>, KvError>>;
 }

@@ -1,52 +1,48 @@
-//! Transactional key-value storage with FoundationDB's semantics, whatever is underneath.
+//! The transactional key-value layer below Catena's metadata and cluster manager: one object-safe trait with FoundationDB's semantics,
+//! and what its backends share.
 //!
-//! Serialisable transactions by optimistic concurrency, snapshot reads, range reads with conflict detection, atomic operations,
-//! versionstamps, and FoundationDB's limits, enforced by every backend, so that what runs on one runs on all. [`mem`] is for tests and
-//! the simulator; `catena-kv-embedded` keeps one machine's state on disk; FoundationDB itself is for clusters.
+//! - [`Database`] and [`Transaction`] are the contract; [`transact`] is how services use it.
+//! - [`mem`] keeps everything in memory and is deterministic (simulator, unit tests); `catena-kv-embedded` keeps it on one machine's
+//!   disk; FoundationDB fits the same traits.
+//! - [`fault`] wraps any database and injects conflicts, unknown commit results and outages.
+//! - [`local`] is the kit of which `mem` and `embedded` are built: conflict window, read-your-writes overlay, limits.
+//! - `conformance` (feature of that name) is the suite that every backend must pass.
 //!
 //! ```
-//! use catena_kv::{Database, KvError, Retry, mem::MemDatabase, transact};
-//! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+//! use catena_kv::{transact, Isolation, Jitter, KvError, MemDatabase, Retry};
+//! # let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+//! # runtime.block_on(async {
 //! let db = MemDatabase::new();
-//! transact(&db, Retry::default(), async |tx| {
-//!     tx.set(b"name", b"catena");
-//!     Ok::<_, KvError>(())
+//! let jitter = Jitter::new(7);
+//! let visits = transact(&db, Retry::default(), &jitter, |tx| async move {
+//!     let old = tx.get(b"visits", Isolation::Serializable).await?.map_or(0, |v| v[0]);
+//!     tx.set(b"visits", &[old + 1])?;
+//!     Ok::<_, KvError>(old + 1)
 //! })
-//! .await
-//! .unwrap();
-//! let mut tx = db.begin().await.unwrap();
-//! assert_eq!(tx.get(b"name", false).await.unwrap().as_deref(), Some(b"catena".as_slice()));
-//! # });
+//! .await?;
+//! assert_eq!(visits, 1);
+//! # Ok::<_, KvError>(())
+//! # }).unwrap();
 //! ```
 
-#[cfg(feature = "conformance")]
-pub mod conformance;
+mod atomic;
 mod database;
 mod error;
+pub mod fault;
+mod limits;
+pub mod local;
 pub mod mem;
-mod mutation;
-pub mod optimistic;
-mod overlay;
-mod resolver;
+mod range;
 mod retry;
 mod subspace;
+mod versionstamp;
 
-pub use database::{Database, KeyValue, RangeRead, RangeResult, Transaction, Versionstamp};
+pub use atomic::Atomic;
+pub use database::{BoxFuture, Database, Isolation, Transaction, Tx, TxOptions};
 pub use error::KvError;
-pub use mutation::{AtomicOp, Mutation, Versionstamped};
-pub use resolver::{Resolver, Verdict};
-pub use retry::{AsKvError, Retry, transact};
-pub use subspace::{Subspace, strinc, successor};
-
-/// FoundationDB's limits (its documentation, "Known limitations").
-pub mod limits {
-    use std::time::Duration;
-    /// Longest key, bytes.
-    pub const KEY: usize = 10_000;
-    /// Longest value, bytes.
-    pub const VALUE: usize = 100_000;
-    /// Largest transaction: keys, values and conflict ranges of all mutations, bytes.
-    pub const TRANSACTION: usize = 10_000_000;
-    /// Oldest read version that may still read or commit.
-    pub const AGE: Duration = Duration::from_secs(5);
-}
+pub use limits::{KEY_LIMIT, TRANSACTION_AGE, TRANSACTION_LIMIT, USER_KEY_END, VALUE_LIMIT};
+pub use mem::MemDatabase;
+pub use range::{KeyValue, RangeQuery, RangeResult, key_after, prefix_end};
+pub use retry::{Jitter, KvFailure, Retry, transact, transact_versioned};
+pub use subspace::{Prefixed, Subspace};
+pub use versionstamp::{VERSIONSTAMP_LEN, Versionstamp};

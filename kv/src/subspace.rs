@@ -1,24 +1,15 @@
-//! Key arithmetic: prefixes, so that several clusters can share one database, and neighbours.
+//! A prefix of one's own in a shared database, so that several clusters (or several services of one) can live in one store.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use std::sync::Arc;
 
-/// The smallest key behind `key`.
-pub fn successor(key: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(key.len() + 1);
-    out.put_slice(key);
-    out.put_u8(0);
-    out.freeze()
-}
+use bytes::{Bytes, BytesMut};
 
-/// The smallest key that does not begin with `prefix` and lies behind all that do; `None` if there is none.
-pub fn strinc(prefix: &[u8]) -> Option<Bytes> {
-    let len = prefix.iter().rposition(|&byte| byte != 0xff)? + 1;
-    let mut out = prefix[..len].to_vec();
-    out[len - 1] += 1;
-    Some(out.into())
-}
+use crate::{
+    Atomic, BoxFuture, Database, Isolation, KvError, RangeQuery, RangeResult, Transaction, Tx, TxOptions,
+    USER_KEY_END, Versionstamp, prefix_end,
+};
 
-/// All keys with a prefix.
+/// Keys that begin with a common prefix.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Subspace {
     prefix: Bytes,
@@ -29,36 +20,146 @@ impl Subspace {
     pub fn new(prefix: impl Into<Bytes>) -> Subspace {
         Subspace { prefix: prefix.into() }
     }
-    /// The key of `rest` in it.
-    pub fn key(&self, rest: &[u8]) -> Bytes {
-        [&self.prefix[..], rest].concat().into()
+
+    /// The prefix.
+    pub fn prefix(&self) -> &Bytes {
+        &self.prefix
     }
-    /// The part of `key` behind the prefix.
-    pub fn rest<'a>(&self, key: &'a [u8]) -> Option<&'a [u8]> {
-        key.strip_prefix(&self.prefix[..])
+
+    /// `key` within this subspace.
+    pub fn key(&self, key: &[u8]) -> Bytes {
+        let mut whole = BytesMut::with_capacity(self.prefix.len() + key.len());
+        whole.extend_from_slice(&self.prefix);
+        whole.extend_from_slice(key);
+        whole.freeze()
     }
-    /// First key, and first key behind it.
-    pub fn range(&self) -> (Bytes, Bytes) {
-        (self.prefix.clone(), strinc(&self.prefix).unwrap_or_else(|| Bytes::from_static(&[0xff])))
+
+    /// The end of a range within this subspace: `end` like a key, but [`USER_KEY_END`] means the end of the subspace.
+    pub fn end(&self, end: &[u8]) -> Bytes {
+        if end == USER_KEY_END { prefix_end(&self.prefix) } else { self.key(end) }
     }
-    /// A subspace in it.
-    pub fn sub(&self, rest: &[u8]) -> Subspace {
-        Subspace { prefix: self.key(rest) }
+
+    /// What `key` is called within this subspace; `None` if it is not in it. Shares `key`'s memory.
+    pub fn strip(&self, key: &Bytes) -> Option<Bytes> {
+        key.starts_with(&self.prefix).then(|| key.slice(self.prefix.len()..))
+    }
+
+    /// Every key of this subspace.
+    pub fn all(&self) -> RangeQuery {
+        RangeQuery::prefix(&self.prefix)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A [`Database`] whose keys all live in a [`Subspace`] of another: callers see it as a database of their own. The prefix counts
+/// towards the limits of keys and transactions.
+#[derive(Clone)]
+pub struct Prefixed {
+    inner: Arc<dyn Database>,
+    space: Subspace,
+}
 
-    #[test]
-    fn neighbours() {
-        assert_eq!(&successor(b"a")[..], b"a\0");
-        assert_eq!(strinc(b"a\xff\xff").as_deref(), Some(b"b".as_slice()));
-        assert_eq!(strinc(b"\xff"), None);
-        let space = Subspace::new("c/");
-        assert_eq!(space.rest(&space.key(b"k")), Some(b"k".as_slice()));
-        assert_eq!(space.rest(b"d/k"), None);
-        assert_eq!(space.range(), (Bytes::from("c/"), Bytes::from("c0")));
+impl Prefixed {
+    /// `space` of `inner` as a database.
+    pub fn new(inner: Arc<dyn Database>, space: Subspace) -> Prefixed {
+        Prefixed { inner, space }
+    }
+}
+
+impl Database for Prefixed {
+    fn begin(&self, options: TxOptions) -> Result<Tx, KvError> {
+        let inner = self.inner.begin(options)?;
+        Ok(Arc::new(PrefixedTransaction { inner, space: self.space.clone() }))
+    }
+}
+
+struct PrefixedTransaction {
+    inner: Tx,
+    space: Subspace,
+}
+
+impl PrefixedTransaction {
+    fn key(&self, key: &[u8]) -> Result<Bytes, KvError> {
+        if key >= USER_KEY_END {
+            return Err(KvError::KeyOutsideRange);
+        }
+        Ok(self.space.key(key))
+    }
+
+    fn range(&self, begin: &[u8], end: &[u8]) -> Result<(Bytes, Bytes), KvError> {
+        crate::limits::check_range(begin, end)?;
+        Ok((self.space.end(begin), self.space.end(end)))
+    }
+}
+
+impl Transaction for PrefixedTransaction {
+    fn get<'a>(
+        &'a self,
+        key: &'a [u8],
+        isolation: Isolation,
+    ) -> BoxFuture<'a, Result<Option<Bytes>, KvError>> {
+        Box::pin(async move { self.inner.get(&self.key(key)?, isolation).await })
+    }
+
+    fn get_range(&self, mut query: RangeQuery) -> BoxFuture<'_, Result<RangeResult, KvError>> {
+        Box::pin(async move {
+            (query.begin, query.end) = self.range(&query.begin, &query.end)?;
+            let mut page = self.inner.get_range(query).await?;
+            for item in &mut page.items {
+                item.key = item.key.slice(self.space.prefix.len()..);
+            }
+            Ok(page)
+        })
+    }
+
+    fn set(&self, key: &[u8], value: &[u8]) -> Result<(), KvError> {
+        self.inner.set(&self.key(key)?, value)
+    }
+
+    fn clear(&self, key: &[u8]) -> Result<(), KvError> {
+        self.inner.clear(&self.key(key)?)
+    }
+
+    fn clear_range(&self, begin: &[u8], end: &[u8]) -> Result<(), KvError> {
+        let (begin, end) = self.range(begin, end)?;
+        self.inner.clear_range(&begin, &end)
+    }
+
+    fn atomic(&self, key: &[u8], op: Atomic, operand: &[u8]) -> Result<(), KvError> {
+        self.inner.atomic(&self.key(key)?, op, operand)
+    }
+
+    fn set_versionstamped_key(&self, key: &[u8], offset: usize, value: &[u8]) -> Result<(), KvError> {
+        let offset = offset.saturating_add(self.space.prefix.len());
+        self.inner.set_versionstamped_key(&self.key(key)?, offset, value)
+    }
+
+    fn set_versionstamped_value(&self, key: &[u8], value: &[u8], offset: usize) -> Result<(), KvError> {
+        self.inner.set_versionstamped_value(&self.key(key)?, value, offset)
+    }
+
+    fn add_read_conflict(&self, begin: &[u8], end: &[u8]) -> Result<(), KvError> {
+        let (begin, end) = self.range(begin, end)?;
+        self.inner.add_read_conflict(&begin, &end)
+    }
+
+    fn add_write_conflict(&self, begin: &[u8], end: &[u8]) -> Result<(), KvError> {
+        let (begin, end) = self.range(begin, end)?;
+        self.inner.add_write_conflict(&begin, &end)
+    }
+
+    fn read_version(&self) -> BoxFuture<'_, Result<u64, KvError>> {
+        self.inner.read_version()
+    }
+
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+
+    fn cancel(&self) {
+        self.inner.cancel()
+    }
+
+    fn commit(&self) -> BoxFuture<'_, Result<Option<Versionstamp>, KvError>> {
+        self.inner.commit()
     }
 }

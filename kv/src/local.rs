@@ -1,0 +1,1 @@
+//! The kit of which the backends within one process are built.
