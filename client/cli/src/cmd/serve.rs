@@ -1,0 +1,1 @@
+//! `catena serve`: one service in this process, from its configuration file to its clean stop.
