@@ -17,3 +17,6 @@ pub mod routing;
 pub mod rpc;
 pub mod status;
 pub mod token;
+
+/// Version of the control and data plane protocols. A peer with another one is refused.
+pub const PROTOCOL_VERSION: u32 = 1;

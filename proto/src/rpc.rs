@@ -9,8 +9,7 @@ use crate::ids::ClusterId;
 use crate::status::{RetryClass, Status};
 use crate::token::Token;
 
-/// Version of the control and data plane protocols. A peer with another one is refused.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub use crate::PROTOCOL_VERSION;
 
 /// A refused or failed request: a status that programs act on and a sentence that people read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
