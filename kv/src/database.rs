@@ -81,7 +81,7 @@ pub trait Transaction: Send + Sync {
     fn set_versionstamped_key(&self, key: &[u8], offset: usize, value: &[u8]) -> Result<(), KvError>;
 
     /// Sets `key` to a value in which the ten bytes from `offset` are replaced by this transaction's [`Versionstamp`] at commit.
-    /// `key` cannot be read in this transaction any more ([`KvError::Unreadable`]) unless it is overwritten.
+    /// `key` cannot be read in this transaction any more ([`KvError::Unreadable`]), even if it is written again.
     fn set_versionstamped_value(&self, key: &[u8], value: &[u8], offset: usize) -> Result<(), KvError>;
 
     /// As if `begin..end` had been read serialisably. Takes effect against the read version, so read something (or call
