@@ -1,0 +1,89 @@
+//! The client itself: what its operations share.
+
+use std::sync::Arc;
+
+use catena_buf::BufPool;
+use catena_mgmtd_client::RoutingWatch;
+use catena_net::Transport;
+use catena_proto::ids::ClientId;
+use tokio::time::Instant;
+
+use crate::channels::Channels;
+use crate::metrics::{Metrics, MetricsSnapshot};
+use crate::nodes::Nodes;
+use crate::options::Options;
+use crate::pause::{Pauses, Random};
+
+/// A client of the storage services. Cheap to clone; clones share connections, channels and counters.
+///
+/// At most one client with a given [`ClientId`] may exist at any time: the id is the first part of every write's tag.
+#[derive(Clone)]
+pub struct StorageClient {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub nodes: Nodes,
+    pub routing: RoutingWatch,
+    pub client: ClientId,
+    pub options: Options,
+    pub channels: Channels,
+    pub random: Random,
+    pub metrics: Metrics,
+    /// Held while a message's buffers are allocated one by one: two messages that each held half of a full pool would wait for each
+    /// other.
+    pub allocating: tokio::sync::Mutex<()>,
+}
+
+impl StorageClient {
+    /// A client over `transport` that follows `routing`. Connects when first used.
+    pub fn new(
+        transport: Arc<dyn Transport>,
+        routing: RoutingWatch,
+        client: ClientId,
+        options: Options,
+    ) -> StorageClient {
+        let shared = Shared {
+            nodes: Nodes::new(transport, &options),
+            routing,
+            client,
+            channels: Channels::new(options.channels),
+            random: Random::new(options.seed),
+            metrics: Metrics::default(),
+            allocating: tokio::sync::Mutex::default(),
+            options,
+        };
+        StorageClient { shared: Arc::new(shared) }
+    }
+
+    /// The deadline of a call that starts now, as the options say.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.shared.options.deadline
+    }
+
+    /// Where chains, targets and nodes are.
+    pub fn routing(&self) -> &RoutingWatch {
+        &self.shared.routing
+    }
+
+    /// The pool that data comes from and goes to.
+    pub fn pool(&self) -> &BufPool {
+        self.shared.nodes.transport().pool()
+    }
+
+    /// The client's identity.
+    pub fn client(&self) -> ClientId {
+        self.shared.client
+    }
+
+    /// What it has done so far.
+    pub fn metrics(&self) -> MetricsSnapshot {
+        self.shared.metrics.snapshot()
+    }
+}
+
+impl Shared {
+    pub fn pauses(&self) -> Pauses<'_> {
+        Pauses::new(&self.random, &self.options)
+    }
+}
