@@ -1,0 +1,134 @@
+//! Starting and stopping a mgmtd: the service, its ticker, and gRPC.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use catena_kv::Database;
+use catena_proto::clock::Clock;
+use catena_proto::ids::{Incarnation, NodeId};
+use catena_proto::pb::mgmtd_server::MgmtdServer;
+use catena_proto::rpc::{Failure, ServerAuth};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_stream::wrappers::TcpListenerStream;
+use tracing::info;
+
+use crate::config::{Config, ConfigError};
+use crate::service::{Parts, Service};
+use crate::skin::Skin;
+use crate::store::StoreError;
+
+/// How long open calls may take to end at a stop. Long polls are the usual ones; they are cut off.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// What a mgmtd takes from outside.
+#[derive(Clone)]
+pub struct Env {
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// All randomness derives from it; it must be another one with every start.
+    pub seed: u64,
+}
+
+/// Why a mgmtd did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The address.
+    #[error("cannot listen on {address}: {error}; is another process using it? Choose another `listen`")]
+    Listen {
+        /// As configured.
+        address: String,
+        /// The system's word.
+        error: std::io::Error,
+    },
+    /// The node number is another service's.
+    #[error(transparent)]
+    Refused(#[from] Failure),
+}
+
+/// A running mgmtd.
+pub struct Running {
+    service: Arc<Service>,
+    address: SocketAddr,
+    ticker: JoinHandle<()>,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    stop: oneshot::Sender<()>,
+}
+
+/// Starts a mgmtd on `db`, which nobody else may be using.
+pub async fn start(config: Config, env: Env, db: Arc<dyn Database>) -> Result<Running, StartError> {
+    config.validate()?;
+    // The port first: a second process on the same configuration stops here, before it touches anything.
+    let listen = |error| StartError::Listen { address: config.listen.clone(), error };
+    let listener = TcpListener::bind(&config.listen).await.map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    let service = Service::open(Parts {
+        cluster: config.cluster,
+        node: NodeId(config.node),
+        incarnation: Incarnation(env.seed.max(1)),
+        lease: config.lease,
+        client_lease: config.client_lease,
+        clock: env.clock,
+        seed: env.seed,
+        db,
+    })
+    .await?;
+    let advertise = config.advertise.clone().unwrap_or_else(|| address.to_string());
+    service.announce(advertise, config.metrics.clone().unwrap_or_default(), std::process::id()).await?;
+    let ticker = tokio::spawn(service.clone().run());
+    let (stop, stopped) = oneshot::channel();
+    let auth = ServerAuth::new(config.cluster, config.token);
+    let server = tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(config.lease))
+        .add_service(MgmtdServer::with_interceptor(Skin(service.clone()), auth))
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+            let _ = stopped.await;
+        });
+    let server = tokio::spawn(server);
+    info!(%address, node = config.node, cluster = %config.cluster, lease = ?config.lease, "mgmtd is up");
+    Ok(Running { service, address, ticker, server, stop })
+}
+
+impl Running {
+    /// The bound gRPC address.
+    pub fn control_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The service without its network, for tools in the same process.
+    pub fn service(&self) -> &Arc<Service> {
+        &self.service
+    }
+
+    /// Adds the metrics, under `mgmtd_`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.service.metrics().register(registry);
+    }
+
+    /// Resolves with the reason when the service cannot go on.
+    pub async fn failed(&self) -> String {
+        self.service.failed().await
+    }
+
+    /// Stops. Everything is in the store already.
+    pub async fn stop(mut self) {
+        self.ticker.abort();
+        let _ = self.stop.send(());
+        if timeout(DRAIN, &mut self.server).await.is_err() {
+            self.server.abort();
+            let _ = self.server.await;
+        }
+        info!("mgmtd stopped");
+    }
+}
