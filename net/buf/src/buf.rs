@@ -5,7 +5,9 @@ use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
-use crate::pool::Run;
+use bytes::Bytes;
+
+use crate::region::Run;
 
 /// A buffer from the pool with one owner. Dereferences to its first [`IoBuf::len`] bytes.
 ///
@@ -51,6 +53,19 @@ impl IoBuf {
         unsafe { std::slice::from_raw_parts_mut(self.run.as_ptr(), self.capacity()) }
     }
 
+    /// Zeroes the rest of the first and last page around `start..len`, so that whole pages can go to disk and nothing that another
+    /// owner left behind goes with them.
+    ///
+    /// # Panics
+    /// If `start` lies behind the length.
+    pub fn zero_around(&mut self, start: usize) {
+        let len = self.len;
+        assert!(start <= len, "data from {start} on in a buffer of {len}");
+        let whole = self.whole_mut();
+        whole[start - start % crate::PAGE..start].fill(0);
+        whole[len..len.next_multiple_of(crate::PAGE)].fill(0);
+    }
+
     /// Shares it. No copy.
     pub fn freeze(self) -> Buf {
         let len = self.len;
@@ -82,7 +97,7 @@ impl fmt::Debug for IoBuf {
 #[derive(Clone)]
 enum Owner {
     Pool(Arc<IoBuf>),
-    Heap(Arc<Vec<u8>>),
+    Heap(Bytes),
 }
 
 /// A range of a shared, read-only buffer. Cloning and slicing copy nothing.
@@ -95,13 +110,12 @@ pub struct Buf {
 impl Buf {
     /// Wraps heap memory: for tests and small data. Such a buffer has no place in the pool's region and no alignment.
     pub fn from_vec(bytes: Vec<u8>) -> Buf {
-        let range = 0..bytes.len();
-        Buf { owner: Owner::Heap(Arc::new(bytes)), range }
+        Buf::from(Bytes::from(bytes))
     }
 
     /// No bytes.
     pub fn empty() -> Buf {
-        Buf::from_vec(Vec::new())
+        Buf::from(Bytes::new())
     }
 
     /// A part of it.
@@ -131,6 +145,20 @@ impl Buf {
         matches!(self.owner, Owner::Pool(_)).then_some(self.range.start % crate::PAGE)
     }
 
+    /// The whole pages that its bytes lie in, for O_DIRECT: from the last page boundary before the first byte to the next one behind the
+    /// last. What surrounds the bytes is what the filler left there ([`IoBuf::zero_around`]). `None` for heap memory and for no bytes.
+    pub fn pages(&self) -> Option<Buf> {
+        let page = crate::PAGE;
+        let range = self.range.start / page * page..self.range.end.next_multiple_of(page);
+        let of_pool = matches!(self.owner, Owner::Pool(_)) && !self.range.is_empty();
+        of_pool.then(|| Buf { owner: self.owner.clone(), range })
+    }
+
+    /// Address of its first byte, for I/O that the kernel or a device does. Valid while any part of the buffer is held.
+    pub fn as_io_ptr(&self) -> *const u8 {
+        self.as_ptr()
+    }
+
     /// The owned buffer back, with this view's end as its length, if nobody else holds a part of it and the view begins at its start.
     pub fn try_into_iobuf(self) -> Result<IoBuf, Buf> {
         match self.owner {
@@ -156,6 +184,19 @@ impl Deref for Buf {
             },
             Owner::Heap(bytes) => &bytes[self.range.clone()],
         }
+    }
+}
+
+impl Default for Buf {
+    fn default() -> Buf {
+        Buf::empty()
+    }
+}
+
+impl From<Bytes> for Buf {
+    fn from(bytes: Bytes) -> Buf {
+        let range = 0..bytes.len();
+        Buf { owner: Owner::Heap(bytes), range }
     }
 }
 
@@ -194,6 +235,22 @@ mod tests {
         assert_eq!(buf[9_999], 5);
         drop(buf);
         assert_eq!(pool.stats().classes[0].used, 0);
+    }
+
+    #[test]
+    fn the_pages_around_data_are_clean() {
+        let pool = BufPool::new(PoolConfig::client(MAX_BUF)).unwrap();
+        let mut buf = pool.try_alloc(12_000, PoolClass::Client).unwrap();
+        buf.whole_mut().fill(7);
+        buf.set_len(9_000);
+        buf.zero_around(5_000);
+        let whole = buf.freeze();
+        let data = whole.slice(5_000..9_000);
+        let pages = data.pages().unwrap();
+        assert_eq!((pages.align(), pages.len()), (Some(0), 8192));
+        assert!(pages[..904].iter().all(|&byte| byte == 0) && pages[904..4904].iter().all(|&byte| byte == 7));
+        assert!(pages[4904..].iter().all(|&byte| byte == 0));
+        assert!(whole.slice(3..3).pages().is_none() && Buf::from(vec![1]).pages().is_none());
     }
 
     #[test]

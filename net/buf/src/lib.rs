@@ -22,6 +22,7 @@
 mod arena;
 mod buf;
 mod pool;
+mod region;
 
 pub use buf::{Buf, IoBuf};
 pub use pool::{BufPool, ClassStats, PoolClass, PoolConfig, PoolError, PoolStats, Region};

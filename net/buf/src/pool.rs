@@ -1,15 +1,10 @@
-//! The pool: one mapped region, an arena per class, first come first served.
-#![allow(unsafe_code)]
+//! The pool as its users see it: classes, lengths, errors, use.
 
-use std::collections::VecDeque;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-use tokio::sync::oneshot;
-
-use crate::arena::{Arena, MAX_ORDER};
+use crate::arena::MAX_ORDER;
 use crate::buf::IoBuf;
+use crate::region::{Place, Run, Shared};
 use crate::{MAX_BUF, PAGE};
 
 /// Whose budget a buffer comes from.
@@ -68,8 +63,10 @@ impl PoolConfig {
 /// A buffer that cannot be had.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PoolError {
-    /// Longer than any buffer.
-    #[error("a buffer of {0} bytes was asked for; the longest is {MAX_BUF}")]
+    /// Longer than any buffer, or more than the class has.
+    #[error(
+        "{0} bytes were asked for: more than a buffer ({MAX_BUF}) or its class can hold; ask for less or configure a larger pool"
+    )]
     TooLarge(usize),
     /// The class was given no memory.
     #[error("this process has no buffers for {0:?}")]
@@ -111,88 +108,6 @@ pub struct PoolStats {
     pub classes: [ClassStats; 5],
 }
 
-struct Waiter {
-    order: u8,
-    granted: oneshot::Sender<Run>,
-}
-
-struct ClassState {
-    arena: Arena,
-    waiters: VecDeque<Waiter>,
-}
-
-struct Class {
-    /// Offset of the arena in the region, and its length.
-    start: usize,
-    length: usize,
-    state: Mutex<ClassState>,
-}
-
-pub(crate) struct Shared {
-    base: NonNull<u8>,
-    length: usize,
-    classes: [Class; 5],
-}
-
-// SAFETY: `base` is a mapping that lives as long as `Shared`; disjoint parts of it are handed out, each to one owner at a time.
-unsafe impl Send for Shared {}
-// SAFETY: as above; what is shared is behind locks.
-unsafe impl Sync for Shared {}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by `BufPool::new` with this length, and every run holds an Arc of `Shared`: none is left.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.length.max(PAGE)) };
-    }
-}
-
-/// A run of pages that belongs to its holder until dropped.
-pub(crate) struct Run {
-    shared: Arc<Shared>,
-    class: PoolClass,
-    page: u32,
-    order: u8,
-}
-
-impl Run {
-    pub fn capacity(&self) -> usize {
-        PAGE << self.order
-    }
-    pub fn region_offset(&self) -> usize {
-        self.shared.classes[self.class as usize].start + self.page as usize * PAGE
-    }
-    pub fn as_ptr(&self) -> *mut u8 {
-        // SAFETY: the offset lies within the mapping by construction.
-        unsafe { self.shared.base.as_ptr().add(self.region_offset()) }
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let class = &self.shared.classes[self.class as usize];
-        let mut granted = Vec::new();
-        {
-            let mut state = class.state.lock();
-            state.arena.give(self.page, self.order);
-            // Strictly in order: a large request must not starve behind small ones.
-            while let Some(waiter) = state.waiters.front() {
-                let order = waiter.order;
-                if waiter.granted.is_closed() {
-                    state.waiters.pop_front();
-                    continue;
-                }
-                let Some(page) = state.arena.take(order) else { break };
-                let run = Run { shared: self.shared.clone(), class: self.class, page, order };
-                granted.extend(state.waiters.pop_front().map(|waiter| (waiter, run)));
-            }
-        }
-        // Outside the lock: a waiter that has just gone hands its run back, through here again.
-        for (waiter, run) in granted {
-            drop(waiter.granted.send(run));
-        }
-    }
-}
-
 /// The pool. Clones share it.
 #[derive(Clone)]
 pub struct BufPool {
@@ -202,50 +117,45 @@ pub struct BufPool {
 impl BufPool {
     /// Maps the region. Its memory is zero at first and only touched when used.
     pub fn new(config: PoolConfig) -> Result<BufPool, PoolError> {
-        let mut length = 0;
-        let classes = config.bytes.map(|bytes| {
-            let blocks = bytes.div_ceil(MAX_BUF);
-            let start = length;
-            length += blocks * MAX_BUF;
-            let state = ClassState { arena: Arena::new(blocks as u32), waiters: VecDeque::new() };
-            Class { start, length: blocks * MAX_BUF, state: Mutex::new(state) }
-        });
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no memory of ours.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length.max(PAGE),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        let base = (address != libc::MAP_FAILED).then(|| NonNull::new(address.cast::<u8>())).flatten();
-        let Some(base) = base else {
-            return Err(PoolError::Map { bytes: length, error: std::io::Error::last_os_error().to_string() });
-        };
-        Ok(BufPool { shared: Arc::new(Shared { base, length, classes }) })
+        let shared = Shared::map(config.bytes)?;
+        Ok(BufPool { shared: Arc::new(shared) })
     }
 
     /// A buffer of at least `len` bytes with `len` as its length. Waits, first come first served, while the class has none.
     pub async fn alloc(&self, len: usize, class: PoolClass) -> Result<IoBuf, PoolError> {
         let order = self.order(len, class)?;
-        let granted = {
+        let place = {
             let mut state = self.shared.classes[class as usize].state.lock();
-            if state.waiters.is_empty()
+            if state.no_line()
                 && let Some(page) = state.arena.take(order)
             {
                 return Ok(IoBuf::new(self.run(class, page, order), len));
             }
-            let (granted, grant) = oneshot::channel();
-            state.waiters.push_back(Waiter { order, granted });
-            grant
+            Place::queue(&self.shared, &mut state, class, Box::new([order]))
         };
-        match granted.await {
-            Ok(run) => Ok(IoBuf::new(run, len)),
+        match place.wait().await.and_then(|mut runs| runs.pop()) {
+            Some(run) => Ok(IoBuf::new(run, len)),
             // The sender lives in the class's queue until it is served, and the queue lives as long as `self`.
-            Err(_) => Err(PoolError::NoSuchClass(class)),
+            None => Err(PoolError::NoSuchClass(class)),
+        }
+    }
+
+    /// Buffers of all these lengths at once: two callers never hold halves of what the other waits for. They must fit in the class
+    /// together ([`PoolError::TooLarge`] otherwise).
+    pub async fn alloc_many(&self, lens: &[usize], class: PoolClass) -> Result<Vec<IoBuf>, PoolError> {
+        let orders = self.orders(lens, class)?;
+        let place = {
+            let mut state = self.shared.classes[class as usize].state.lock();
+            let mut pages = Vec::with_capacity(orders.len());
+            if state.no_line() && state.take(&orders, &mut pages) {
+                drop(state);
+                return Ok(self.bufs(class, &pages, &orders, lens));
+            }
+            Place::queue(&self.shared, &mut state, class, orders)
+        };
+        match place.wait().await {
+            Some(runs) => Ok(runs.into_iter().zip(lens).map(|(run, &len)| IoBuf::new(run, len)).collect()),
+            None => Err(PoolError::NoSuchClass(class)),
         }
     }
 
@@ -254,13 +164,47 @@ impl BufPool {
         let order = self.order(len, class).ok()?;
         let page = {
             let mut state = self.shared.classes[class as usize].state.lock();
-            state.waiters.retain(|waiter| !waiter.granted.is_closed());
-            if !state.waiters.is_empty() {
+            if !state.no_line() {
                 return None;
             }
             state.arena.take(order)?
         };
         Some(IoBuf::new(self.run(class, page, order), len))
+    }
+
+    /// Buffers of all these lengths: `Ok(None)` if they cannot be had now, an error if they never can.
+    pub fn try_alloc_many(&self, lens: &[usize], class: PoolClass) -> Result<Option<Vec<IoBuf>>, PoolError> {
+        if let [len] = *lens {
+            self.order(len, class)?;
+            return Ok(self.try_alloc(len, class).map(|buf| vec![buf]));
+        }
+        let orders = self.orders(lens, class)?;
+        let mut pages = Vec::with_capacity(orders.len());
+        {
+            let mut state = self.shared.classes[class as usize].state.lock();
+            if !state.no_line() || !state.take(&orders, &mut pages) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(self.bufs(class, &pages, &orders, lens)))
+    }
+
+    fn bufs(&self, class: PoolClass, pages: &[u32], orders: &[u8], lens: &[usize]) -> Vec<IoBuf> {
+        let sizes = orders.iter().zip(lens);
+        pages
+            .iter()
+            .zip(sizes)
+            .map(|(&page, (&order, &len))| IoBuf::new(self.run(class, page, order), len))
+            .collect()
+    }
+
+    fn orders(&self, lens: &[usize], class: PoolClass) -> Result<Box<[u8]>, PoolError> {
+        let orders = lens.iter().map(|&len| self.order(len, class)).collect::<Result<Box<[u8]>, _>>()?;
+        let bytes: usize = orders.iter().map(|&order| PAGE << order).sum();
+        if bytes > self.shared.classes[class as usize].length {
+            return Err(PoolError::TooLarge(bytes));
+        }
+        Ok(orders)
     }
 
     fn run(&self, class: PoolClass, page: u32, order: u8) -> Run {
@@ -281,7 +225,7 @@ impl BufPool {
 
     /// The memory, for registration.
     pub fn region(&self) -> Region {
-        Region { address: self.shared.base.as_ptr() as usize, length: self.shared.length }
+        Region { address: self.shared.address(), length: self.shared.length }
     }
 
     /// Use per class.
@@ -292,7 +236,7 @@ impl BufPool {
             ClassStats {
                 total: class.length,
                 used: class.length - state.arena.free_bytes(),
-                waiting: state.waiters.len(),
+                waiting: state.waiting(),
             }
         });
         PoolStats { classes }
@@ -368,6 +312,85 @@ mod tests {
             drop(all);
         }
         assert_eq!(pool.stats().classes[0].used, 0);
+    }
+
+    #[test]
+    fn who_leaves_the_line_lets_the_next_ones_through() {
+        let pool = small();
+        let _half = pool.try_alloc(MAX_BUF / 2, PoolClass::Client).unwrap();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut large = Box::pin(pool.alloc(MAX_BUF, PoolClass::Client));
+        assert!(large.as_mut().poll(&mut context).is_pending());
+        let mut next = pin!(pool.alloc(1, PoolClass::Client));
+        assert!(next.as_mut().poll(&mut context).is_pending());
+        assert!(pool.try_alloc(1, PoolClass::Client).is_none(), "nobody overtakes those who wait");
+        drop(large);
+        assert!(next.as_mut().poll(&mut context).is_ready());
+        assert_eq!(pool.stats().classes[0].waiting, 0);
+    }
+
+    #[test]
+    fn several_buffers_come_together_or_not_at_all() {
+        let pool = small();
+        let quarter = MAX_BUF / 4;
+        let one = pool.try_alloc(quarter, PoolClass::Client).unwrap();
+        assert_eq!(
+            pool.try_alloc_many(&[quarter; 4], PoolClass::Client).unwrap().map(|bufs| bufs.len()),
+            None
+        );
+        assert_eq!(pool.stats().classes[0].used, quarter, "nothing is kept of a request that failed");
+        let three = pool.try_alloc_many(&[quarter, 5, quarter], PoolClass::Client).unwrap().unwrap();
+        assert_eq!(three.iter().map(|buf| buf.len()).collect::<Vec<_>>(), [quarter, 5, quarter]);
+
+        let mut context = Context::from_waker(Waker::noop());
+        let quarters = [quarter; 4];
+        let mut many = pin!(pool.alloc_many(&quarters, PoolClass::Client));
+        assert!(many.as_mut().poll(&mut context).is_pending());
+        drop(three);
+        assert!(many.as_mut().poll(&mut context).is_pending());
+        drop(one);
+        let Poll::Ready(Ok(four)) = many.as_mut().poll(&mut context) else { panic!("all of it is free") };
+        assert_eq!(four.len(), 4);
+
+        let too_many = pool.try_alloc_many(&[quarter; 5], PoolClass::Client);
+        assert_eq!(too_many.unwrap_err(), PoolError::TooLarge(5 * quarter));
+    }
+
+    #[test]
+    fn threads_that_allocate_and_free_never_share_a_byte() {
+        let pool = BufPool::new(PoolConfig { bytes: [2 * MAX_BUF, 0, 0, 0, 0] }).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let pool = &pool;
+                scope.spawn(move || {
+                    let mut state = thread + 1;
+                    let mut held: Vec<IoBuf> = Vec::new();
+                    for _ in 0..5_000 {
+                        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                        let len = (state >> 33) as usize % 40_000 + 16;
+                        if let Some(mut buf) = pool.try_alloc(len, PoolClass::Client) {
+                            assert_eq!(buf.region_offset() % PAGE, 0);
+                            let owner = (state ^ buf.region_offset() as u64).to_le_bytes();
+                            buf[..8].copy_from_slice(&owner);
+                            buf[len - 8..].copy_from_slice(&owner);
+                            held.push(buf);
+                        }
+                        if held.len() > 20 || state >> 63 == 1 {
+                            let at = (state >> 40) as usize % held.len().max(1);
+                            if at < held.len() {
+                                let buf = held.swap_remove(at);
+                                assert_eq!(buf[..8], buf[buf.len() - 8..], "somebody else wrote here");
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(pool.stats().classes[0].used, 0);
+        assert!(
+            pool.try_alloc_many(&[MAX_BUF; 2], PoolClass::Client).unwrap().is_some(),
+            "in one piece again"
+        );
     }
 
     #[test]
