@@ -15,7 +15,9 @@
 //! 2. Stages of one chunk are started in the order given; they may run at once. Each ends with [`Replica::staged`] or the target goes
 //!    offline ([`Replica::stage_failed`] says so).
 //! 3. Messages between two replicas may be lost, doubled and reordered. [`Replica::tick`] sends again what was not answered.
-//! 4. After a restart, durable pendings are handed to [`Replica::restore`] before the first [`Replica::adopt`].
+//! 4. After a restart, durable pendings are handed to [`Replica::restore`] before the first [`Replica::adopt`], and no view is adopted
+//!    that is older than the one in which mgmtd took the new incarnation out (R28): in an older one the target would serve with
+//!    commit marks that it has lost.
 
 mod chunk;
 mod effect;
