@@ -50,3 +50,17 @@ pub trait Store: Send + Sync + 'static {
     /// Commits; see [`Group`]. Called once for each transaction that has something to commit.
     fn commit(&self, commit: Commit) -> BoxFuture<'static, Result<Versionstamp, KvError>>;
 }
+
+impl<V: View> View for std::sync::Arc<V> {
+    fn version(&self) -> u64 {
+        (**self).version()
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        (**self).get(key)
+    }
+
+    fn scan(&self, begin: &Bytes, end: &Bytes, reverse: bool, visit: &mut Visit<'_>) -> Result<(), KvError> {
+        (**self).scan(begin, end, reverse, visit)
+    }
+}

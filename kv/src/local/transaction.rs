@@ -18,9 +18,10 @@ use crate::{
 
 /// A [`Transaction`] on a [`Store`]. Reads are done at the call, on the caller's thread.
 pub struct LocalTransaction<S: Store> {
-    store: Arc<S>,
     // A mutex for the sake of a transaction shared by concurrent reads; next to never contended.
     state: Mutex<State<S::View>>,
+    // Dropped after the view, so that a store that closes with its last transaction has no view left.
+    store: Arc<S>,
 }
 
 struct State<V> {
