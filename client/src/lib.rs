@@ -29,16 +29,20 @@
 //! [`File::sync`] and [`File::close`].
 
 mod attributes;
+mod checksum;
 mod cluster_file;
 mod connect;
 mod error;
 mod file;
 mod length;
+mod locate;
 mod metrics;
 mod namespace;
 mod open;
 mod read;
 mod readdir;
+mod stream;
+pub mod transfer;
 mod write;
 
 pub use attributes::{AsPlace, FileType, LayoutChoice, Stat};
@@ -46,11 +50,13 @@ pub use cluster_file::{ClusterFile, ClusterFileError};
 pub use connect::{Catena, ConnectOptions, Parts};
 pub use error::{Error, Result};
 pub use file::File;
+pub use locate::{ChunkPlace, ReplicaReport, StoredChunk, TargetPlace};
 pub use metrics::MetricsSnapshot;
 pub use namespace::{RenameMode, SetTime, StatFs};
 pub use open::OpenOptions;
 pub use read::{Data, ReadInto, ReadRequest};
 pub use readdir::{DirEntry, ReadDir};
+pub use stream::{Chunk, Reader, Writer};
 pub use write::WriteRequest;
 
 pub use catena_buf::{Buf, IoBuf};

@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn copying_and_checksumming_agree_with_doing_one_after_the_other() {
-        let data: Vec<u8> = (0..20_000_u32).map(|n| (n * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..20_000_u32).map(|n| ((n * 7) >> 3) as u8).collect();
         for (offset, len) in [(0, 20_000), (4095, 2), (100, 4096), (8192, 1), (5, 0)] {
             let mut to = vec![0; len];
             let checksums = copy_with_checksums(&mut to, &data[..len], offset);

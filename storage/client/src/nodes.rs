@@ -43,9 +43,12 @@ pub(crate) struct Node {
     next: AtomicUsize,
 }
 
+/// A connection and the address that it leads to: a node may come back at another one.
+type Ready = (Box<str>, Arc<dyn Connection>);
+
 #[derive(Default)]
 struct Slot {
-    ready: Mutex<Option<(Box<str>, Arc<dyn Connection>)>>,
+    ready: Mutex<Option<Ready>>,
     /// Held while connecting: one attempt serves all who wait. Holds when and why the last one failed.
     connecting: tokio::sync::Mutex<Option<(Instant, NoReply)>>,
 }
