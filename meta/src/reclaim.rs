@@ -66,14 +66,24 @@ impl Progress {
 }
 
 impl Service {
-    /// Goes once over both queues.
+    /// Does what there is to do in both queues.
     pub async fn reclaim(&self) -> Result<Progress, Failure> {
         let mut done = Progress::default();
         // Several services begin at different shards.
         let first = self.run.cx.counter_shard();
-        for turn in 0..SHARDS {
-            let shard = (first + turn) % SHARDS;
-            done.add(self.reclaim_trash(shard).await.map_err(|error| failure(&error))?);
+        let shards = || (0..SHARDS).map(|turn| (first + turn) % SHARDS);
+        // Directories first, for as long as they bring others to light; their files come after them.
+        loop {
+            let mut round = Progress::default();
+            for shard in shards() {
+                round.add(self.reclaim_trash(shard).await.map_err(|error| failure(&error))?);
+            }
+            done.add(round);
+            if !round.any() {
+                break;
+            }
+        }
+        for shard in shards() {
             done.add(self.reclaim_files(shard).await.map_err(|error| failure(&error))?);
         }
         Ok(done)

@@ -61,12 +61,23 @@ pub enum Place {
     Nameless(InodeId, Arc<Inode>, Nameless),
 }
 
-/// Walks a path. `follow`: a symbolic link in the last component is followed too.
+/// What becomes of a symbolic link in the last component. On the way they are always followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Links {
+    /// It is meant itself, slash or not: calls that make, move and remove names.
+    Name,
+    /// It is meant itself unless a slash follows, which asks for what it leads to.
+    Itself,
+    /// It is followed.
+    Follow,
+}
+
+/// Walks a path.
 pub async fn walk(
     tx: &mut Tx<'_>,
     caller: &Caller,
     at: Option<&pb::At>,
-    follow: bool,
+    links_at_end: Links,
 ) -> Result<Place, OpError> {
     let Some(at) = at else { return refuse(Status::Invalid, "the request names no place") };
     if at.path.is_empty() {
@@ -116,7 +127,12 @@ pub async fn walk(
         }
         let entry = tx.entry(here, &name).await?;
         let is_link = entry.as_ref().is_some_and(|entry| entry.kind == FileType::Symlink as i32);
-        if last && !(is_link && (follow || slash)) {
+        let follows = match links_at_end {
+            Links::Name => false,
+            Links::Itself => slash,
+            Links::Follow => true,
+        };
+        if last && !(is_link && follows) {
             return Ok(Place::Slot(Slot { dir: here, parent: dir, name, entry, slash }));
         }
         let Some(entry) = entry else { return Err(Status::NotFound.into()) };
@@ -144,7 +160,8 @@ pub async fn find(
     at: Option<&pb::At>,
     follow: bool,
 ) -> Result<(InodeId, Arc<Inode>), OpError> {
-    match walk(tx, caller, at, follow).await? {
+    let links = if follow { Links::Follow } else { Links::Itself };
+    match walk(tx, caller, at, links).await? {
         Place::Nameless(id, inode, _) => Ok((id, inode)),
         Place::Slot(slot) => {
             let (id, inode) = occupant(tx, &slot).await?;

@@ -7,7 +7,7 @@ use super::make;
 use crate::access::Caller;
 use crate::error::{OpError, refuse};
 use crate::op::Mutation;
-use crate::resolve::{find, walk};
+use crate::resolve::{Links, find, walk};
 use crate::schema::{Inode, MAX_LINKS};
 use crate::tx::Tx;
 
@@ -20,7 +20,7 @@ impl Mutation for pb::LinkRequest {
 
     async fn apply(&self, tx: &mut Tx<'_>, caller: &Caller) -> Result<pb::InodeReply, OpError> {
         let (id, inode) = find(tx, caller, self.from.as_ref(), self.follow).await?;
-        let place = walk(tx, caller, self.to.as_ref(), false).await?;
+        let place = walk(tx, caller, self.to.as_ref(), Links::Name).await?;
         let slot = make::free_slot(place, caller, false)?;
         if inode.is_dir() {
             return refuse(Status::NotPermitted, "a directory has only one name");

@@ -8,7 +8,7 @@ use crate::access::Caller;
 use crate::error::{OpError, refuse};
 use crate::layout;
 use crate::op::Mutation;
-use crate::resolve::{Place, find, walk};
+use crate::resolve::{Links, Place, find, walk};
 use crate::schema::Inode;
 use crate::schema::inode::FileType;
 use crate::tx::Tx;
@@ -35,7 +35,7 @@ impl Mutation for pb::MkdirRequest {
             ..make::blank(tx, caller, parent, FileType::Directory, mode)
         };
         if !self.parents {
-            let place = walk(tx, caller, self.at.as_ref(), false).await?;
+            let place = walk(tx, caller, self.at.as_ref(), Links::Name).await?;
             let slot = make::free_slot(place, caller, true)?;
             let inode = blank(tx, &slot.parent, self.mode);
             let (id, inode) = make::put(tx, slot.dir, &slot.name, inode)?;
@@ -49,7 +49,7 @@ impl Mutation for pb::MkdirRequest {
         for (nth, &end) in ends.iter().enumerate() {
             let step = pb::At { parent: at.parent, path: at.path.slice(..end) };
             let is_last = nth + 1 == ends.len();
-            match walk(tx, caller, Some(&step), false).await? {
+            match walk(tx, caller, Some(&step), Links::Name).await? {
                 Place::Slot(slot) if slot.entry.is_none() => {
                     make::may_make(caller, &slot.parent)?;
                     let mode = if is_last { self.mode } else { self.mode | ON_THE_WAY };

@@ -8,7 +8,7 @@ use crate::access::Caller;
 use crate::error::{OpError, refuse};
 use crate::layout;
 use crate::op::Mutation;
-use crate::resolve::walk;
+use crate::resolve::{Links, walk};
 use crate::schema::inode::FileType;
 use crate::tx::Tx;
 
@@ -31,7 +31,7 @@ impl Mutation for pb::MknodRequest {
                 return refuse(Status::Invalid, "mknod makes files, fifos, sockets and device nodes");
             }
         };
-        let place = walk(tx, caller, self.at.as_ref(), false).await?;
+        let place = walk(tx, caller, self.at.as_ref(), Links::Name).await?;
         let slot = make::free_slot(place, caller, false)?;
         let mut inode = make::blank(tx, caller, &slot.parent, kind, self.mode);
         match kind {

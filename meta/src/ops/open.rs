@@ -14,7 +14,7 @@ use crate::access::{Caller, READ, WRITE, wide};
 use crate::error::{OpError, refuse};
 use crate::layout;
 use crate::op::{Mutation, Query};
-use crate::resolve::{Nameless, Place, Slot, occupant, walk};
+use crate::resolve::{Links, Nameless, Place, Slot, occupant, walk};
 use crate::schema::inode::FileType;
 use crate::schema::key::{self, Counter};
 use crate::schema::{Inode, Session, encode};
@@ -23,6 +23,10 @@ use crate::tx::Tx;
 /// Whether an open can change anything.
 pub(crate) fn mutates(request: &pb::OpenRequest) -> bool {
     request.write || request.create || request.truncate
+}
+
+fn links(follow: bool) -> Links {
+    if follow { Links::Follow } else { Links::Itself }
 }
 
 /// An open that only reads.
@@ -44,7 +48,7 @@ impl Query for OpenToRead<'_> {
     }
 
     async fn answer(&self, tx: &mut Tx<'_>, caller: &Caller) -> Result<pb::OpenReply, OpError> {
-        let place = walk(tx, caller, self.0.at.as_ref(), !self.0.no_follow).await?;
+        let place = walk(tx, caller, self.0.at.as_ref(), links(!self.0.no_follow)).await?;
         let (id, inode) = match place {
             Place::Nameless(id, inode, _) => (id, inode),
             Place::Slot(slot) => there(tx, &slot).await?,
@@ -68,7 +72,7 @@ impl Mutation for OpenToWrite<'_> {
             return refuse(Status::Invalid, "open makes files, mkdir directories");
         }
         let follow = !request.no_follow && !(request.create && request.exclusive);
-        let (id, inode, created) = match walk(tx, caller, request.at.as_ref(), follow).await? {
+        let (id, inode, created) = match walk(tx, caller, request.at.as_ref(), links(follow)).await? {
             Place::Slot(slot) if slot.entry.is_none() && request.create => {
                 let (id, inode) = create(tx, caller, request, &slot).await?;
                 (id, inode, true)

@@ -15,7 +15,7 @@ use super::unlink::{drop_link, retire_dir, trash};
 use crate::access::Caller;
 use crate::error::{OpError, refuse};
 use crate::op::Mutation;
-use crate::resolve::{Nameless, Place, occupant, walk};
+use crate::resolve::{Links, Nameless, Place, occupant, walk};
 use crate::schema::key;
 use crate::tx::Tx;
 
@@ -27,7 +27,7 @@ impl Mutation for pb::RemoveRequest {
     }
 
     async fn apply(&self, tx: &mut Tx<'_>, caller: &Caller) -> Result<pb::RemoveReply, OpError> {
-        let slot = match walk(tx, caller, self.at.as_ref(), false).await? {
+        let slot = match walk(tx, caller, self.at.as_ref(), Links::Name).await? {
             Place::Slot(slot) => slot,
             Place::Nameless(_, _, how) => return refuse_nameless(how, self.directory || self.recursive),
         };

@@ -20,7 +20,7 @@ use super::unlink::{drop_link, retire_dir};
 use crate::access::{Caller, WRITE};
 use crate::error::{OpError, refuse};
 use crate::op::Mutation;
-use crate::resolve::{Place, Slot, existing, occupant, walk};
+use crate::resolve::{Links, Place, Slot, existing, occupant, walk};
 use crate::schema::{Inode, ROOT, key};
 use crate::tx::Tx;
 
@@ -37,8 +37,8 @@ impl Mutation for pb::RenameRequest {
     async fn apply(&self, tx: &mut Tx<'_>, caller: &Caller) -> Result<pb::RenameReply, OpError> {
         let mode =
             RenameMode::try_from(self.mode).or_else(|_| refuse(Status::Invalid, "unknown rename mode"))?;
-        let from = slot(walk(tx, caller, self.from.as_ref(), false).await?)?;
-        let to = slot(walk(tx, caller, self.to.as_ref(), false).await?)?;
+        let from = slot(walk(tx, caller, self.from.as_ref(), Links::Name).await?)?;
+        let to = slot(walk(tx, caller, self.to.as_ref(), Links::Name).await?)?;
         let (id, inode) = occupant(tx, &from).await?;
         let other = match &to.entry {
             Some(_) => Some(occupant(tx, &to).await?),

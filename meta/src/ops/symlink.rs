@@ -7,7 +7,7 @@ use super::make;
 use crate::access::Caller;
 use crate::error::{OpError, refuse};
 use crate::op::Mutation;
-use crate::resolve::{check_path, walk};
+use crate::resolve::{Links, check_path, walk};
 use crate::schema::Inode;
 use crate::schema::inode::FileType;
 use crate::tx::Tx;
@@ -24,7 +24,7 @@ impl Mutation for pb::SymlinkRequest {
             return refuse(Status::NotFound, "a symbolic link cannot be empty");
         }
         check_path(&self.target)?;
-        let place = walk(tx, caller, self.at.as_ref(), false).await?;
+        let place = walk(tx, caller, self.at.as_ref(), Links::Name).await?;
         let slot = make::free_slot(place, caller, false)?;
         // The mode of a link is never asked: its target's is.
         let blank = make::blank(tx, caller, &slot.parent, FileType::Symlink, 0o777);
