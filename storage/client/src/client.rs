@@ -30,9 +30,6 @@ pub(crate) struct Shared {
     pub channels: Channels,
     pub random: Random,
     pub metrics: Metrics,
-    /// Held while a message's buffers are allocated one by one: two messages that each held half of a full pool would wait for each
-    /// other.
-    pub allocating: tokio::sync::Mutex<()>,
 }
 
 impl StorageClient {
@@ -50,7 +47,6 @@ impl StorageClient {
             channels: Channels::new(options.channels),
             random: Random::new(options.seed),
             metrics: Metrics::default(),
-            allocating: tokio::sync::Mutex::default(),
             options,
         };
         StorageClient { shared: Arc::new(shared) }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use catena_buf::{IoBuf, PoolClass, PoolError};
+use catena_buf::{IoBuf, PoolClass};
 use catena_net::{Call, Reply};
 use catena_proto::checksum;
 use catena_proto::frame::{self, MAX_ITEMS, ReadItem, ReadResult, method};
@@ -382,42 +382,32 @@ impl Shared {
         })
     }
 
-    /// A buffer of its length for every item.
+    /// A buffer of its length for every item: all that are missing at once, so that no two messages wait for each other's halves.
     async fn buffers(
         &self,
         mut wanted: Vec<Wanted>,
         deadline: Instant,
     ) -> Result<(Vec<Wanted>, Vec<IoBuf>), NoReply> {
-        let pool = self.nodes.transport().pool();
-        let mut into = Vec::with_capacity(wanted.len());
-        let mut turn = None;
-        for want in &mut wanted {
-            let length = want.length as usize;
-            let ready = want.into.take().or_else(|| pool.try_alloc(length, PoolClass::Client));
-            let mut buf = match ready {
-                Some(buf) => buf,
-                None => {
-                    let late = |_| NoReply {
-                        status: Status::TimedOut,
-                        detail: "no buffer came free in time: the pool is too small, or its buffers are held"
-                            .into(),
-                        sent: false,
-                    };
-                    if turn.is_none() {
-                        turn = Some(timeout_at(deadline, self.allocating.lock()).await.map_err(late)?);
-                    }
-                    let waited = timeout_at(deadline, pool.alloc(length, PoolClass::Client)).await;
-                    let no_buffer = |error: PoolError| NoReply {
-                        status: Status::Invalid,
-                        detail: error.to_string().into(),
-                        sent: false,
-                    };
-                    waited.map_err(late)?.map_err(no_buffer)?
-                }
-            };
-            buf.set_len(length);
-            into.push(buf);
+        let failed = |status, detail: String| NoReply { status, detail: detail.into(), sent: false };
+        let missing: Vec<usize> =
+            wanted.iter().filter(|want| want.into.is_none()).map(|want| want.length as usize).collect();
+        let mut fresh = Vec::new();
+        if !missing.is_empty() {
+            let pool = self.nodes.transport().pool();
+            let waited = timeout_at(deadline, pool.alloc_many(&missing, PoolClass::Client)).await;
+            let granted = waited.map_err(|_| {
+                let what = "no buffers came free in time: the pool is too small, or its buffers are held";
+                failed(Status::TimedOut, what.into())
+            })?;
+            fresh = granted.map_err(|error| failed(Status::Invalid, error.to_string()))?;
         }
+        let mut fresh = fresh.into_iter();
+        let into = wanted.iter_mut().filter_map(|want| {
+            let mut buf = want.into.take().or_else(|| fresh.next())?;
+            buf.set_len(want.length as usize);
+            Some(buf)
+        });
+        let into = into.collect();
         Ok((wanted, into))
     }
 

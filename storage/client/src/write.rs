@@ -182,9 +182,11 @@ impl Shared {
                     error.at(head.target, head.node)
                 }
             };
-            // A server that says "timed out" means this attempt's time, not ours.
             let class = match error.status {
+                // The server means this attempt's time, not ours.
                 Status::TimedOut => RetryClass::Retry,
+                // Its targets leave their chains at once: another head will answer.
+                Status::DiskFailed => RetryClass::Refresh,
                 status => status.class(),
             };
             debug!(%error, ?class, "a mutation was not answered with success");
