@@ -102,8 +102,7 @@ fn sort(
     for (place, (item, &room)) in items.iter().zip(room).enumerate() {
         let length = item.length.get();
         let checked = request::check_read(item, wanted);
-        if let Err(status) = checked.and_then(|()| if room < length { Err(Status::Invalid) } else { Ok(()) })
-        {
+        if let Err(status) = checked.and(if room < length { Err(Status::Invalid) } else { Ok(()) }) {
             outcomes.push(Err(status));
             continue;
         }

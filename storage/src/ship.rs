@@ -207,9 +207,9 @@ pub(crate) async fn receive_part(
     let [data]: [IoBuf; 1] = data.try_into().map_err(|_| Status::Malformed)?;
     let end = u64::from(offset) + data.len() as u64;
     if length > *request::CHUNK_SIZES.end()
-        || offset as usize % checksum::BLOCK != 0
+        || !(offset as usize).is_multiple_of(checksum::BLOCK)
         || end > u64::from(length)
-        || (data.len() % checksum::BLOCK != 0 && end != u64::from(length))
+        || (!data.len().is_multiple_of(checksum::BLOCK) && end != u64::from(length))
     {
         return Err(Status::Malformed);
     }
