@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use catena_client::{Catena, ClusterFile, ConnectOptions};
 use catena_mgmtd_client::{CallOptions, MgmtdClient};
 use catena_proto::routing::RoutingInfo;
 use catena_proto::rpc::ClientAuth;
@@ -29,4 +30,33 @@ pub async fn routing(args: &ClusterArgs) -> Result<RoutingInfo> {
     let reply = mgmtd(args)?.get_routing(0, Duration::ZERO).await?;
     let wire = reply.routing.unwrap_or_default();
     RoutingInfo::try_from(wire).map_err(|error| Failure::failed(error.to_string()))
+}
+
+/// A client of the cluster that the options name.
+pub async fn client(args: &ClusterArgs) -> Result<Catena> {
+    let options = ConnectOptions {
+        deadline: args.call(),
+        connect_deadline: args.contact(),
+        ..ConnectOptions::default()
+    };
+    to(&cluster(args)?, options).await
+}
+
+/// A client that keeps up to `in_flight` bytes on their way.
+pub async fn wide_client(args: &ClusterArgs, in_flight: usize) -> Result<Catena> {
+    let options =
+        ConnectOptions { deadline: args.call(), connect_deadline: args.contact(), ..wide(in_flight) };
+    to(&cluster(args)?, options).await
+}
+
+/// Options for `in_flight` bytes on their way. Buffers are filled before they count as under way, hence the larger pool.
+pub fn wide(in_flight: usize) -> ConnectOptions {
+    let in_flight_bytes = in_flight.clamp(64 << 20, 1 << 30);
+    ConnectOptions { in_flight_bytes, pool_bytes: 3 * in_flight_bytes, ..ConnectOptions::default() }
+}
+
+/// A client of `cluster`. Modes come from the commands, which know the process's umask, so that `-m` can mean what it says.
+pub async fn to(cluster: &Cluster, options: ConnectOptions) -> Result<Catena> {
+    let file = ClusterFile { cluster: cluster.id, token: cluster.token, mgmtd: cluster.mgmtd.clone() };
+    Ok(Catena::connect(&file, ConnectOptions { umask: 0, ..options }).await?)
 }

@@ -63,6 +63,8 @@ pub struct Failure {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// It was printed when it happened; only the exit code is left to give.
+    pub shown: bool,
 }
 
 /// What commands return.
@@ -71,7 +73,7 @@ pub type Result<T, E = Failure> = std::result::Result<T, E>;
 impl Failure {
     /// A failure with a code and a line.
     pub fn new(exit: Exit, message: impl Into<String>) -> Failure {
-        Failure { exit, message: message.into(), hint: None }
+        Failure { exit, message: message.into(), hint: None, shown: false }
     }
     /// A failure without a code of its own.
     pub fn failed(message: impl Into<String>) -> Failure {
@@ -153,18 +155,72 @@ impl From<rpc::Failure> for Failure {
     }
 }
 
+impl From<catena_client::Error> for Failure {
+    fn from(error: catena_client::Error) -> Failure {
+        let status = error.status();
+        let reason = match error.detail() {
+            "" => status.text(),
+            detail => detail,
+        };
+        // Services name the path in their sentences where that helps; it is not said twice.
+        let message = match error.path() {
+            "" => reason.to_owned(),
+            path if reason.contains(path) => reason.to_owned(),
+            path => format!("{path}: {reason}"),
+        };
+        let mapped = Failure::new(Exit::of(status), message);
+        match advice(status).or(error.next_step()) {
+            Some(hint) => mapped.hint(hint),
+            None => mapped,
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-/// Prints the failure of `command` and gives its exit code. With `--json` a program reads the last line of stdout, so it is told there too.
-pub fn report(command: &str, json: bool, failure: &Failure) -> ExitCode {
+/// Failures of single arguments, of a command that goes on with the others.
+pub struct Failures {
+    command: &'static str,
+    first: Option<Failure>,
+}
+
+impl Failures {
+    /// None yet.
+    pub fn of(command: &'static str) -> Failures {
+        Failures { command, first: None }
+    }
+    /// Prints a failure now; the first decides how the command ends.
+    pub fn note(&mut self, mut failure: Failure) {
+        show(self.command, &failure);
+        failure.shown = true;
+        self.first.get_or_insert(failure);
+    }
+    /// Notes the failure of an outcome; gives its value.
+    pub fn check<T>(&mut self, outcome: Result<T>) -> Option<T> {
+        outcome.map_err(|failure| self.note(failure)).ok()
+    }
+    /// How the command ends.
+    pub fn end(self) -> Result<()> {
+        self.first.map_or(Ok(()), Err)
+    }
+}
+
+fn show(command: &str, failure: &Failure) {
     let prefix = if command.is_empty() { String::new() } else { format!("{command}: ") };
     eprintln!("catena: {prefix}{}", failure.message);
     if let Some(hint) = &failure.hint {
         eprintln!("  hint: {hint}");
+    }
+}
+
+/// Prints the failure of `command` and gives its exit code. With `--json` a program reads the last line of stdout, so it is told there too.
+pub fn report(command: &str, json: bool, failure: &Failure) -> ExitCode {
+    if !failure.shown {
+        show(command, failure);
     }
     if json {
         let object = serde_json::json!({

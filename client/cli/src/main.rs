@@ -12,6 +12,8 @@ mod logging;
 mod metrics;
 mod output;
 mod progress;
+mod pump;
+mod replicas;
 mod signals;
 mod supervise;
 mod table;
@@ -48,9 +50,13 @@ fn run(cli: Cli) -> Result<()> {
         .map_err(|error| Failure::io("cannot start the runtime", error))?;
     runtime.block_on(async {
         match cli.command {
+            Command::Demo(args) => cmd::demo::run(args, out).await,
             Command::Dev(args) => cmd::dev::run(args, out).await,
+            Command::Serve(command) => cmd::serve::run(command).await,
+            Command::Config(command) => cmd::config::run(command, out),
+            Command::Fs(args) => interruptible(cmd::fs::run(args, out)).await,
             Command::Admin(args) => interruptible(cmd::admin::run(args, out)).await,
-            _ => todo!(),
+            Command::Bench(args) => cmd::bench::run(args, out).await,
         }
     })
 }

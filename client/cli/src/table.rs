@@ -1,6 +1,4 @@
-//! Tables on a terminal: aligned columns, no lines drawn; and the same rows as JSON.
-
-use serde_json::{Map, Value};
+//! Tables on a terminal: aligned columns, no lines drawn.
 
 /// How a column is aligned.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -67,11 +65,6 @@ impl std::fmt::Display for Table {
         }
         Ok(())
     }
-}
-
-/// A JSON object from pairs, in order of insertion where serde_json keeps it.
-pub fn object<const N: usize>(pairs: [(&str, Value); N]) -> Value {
-    Value::Object(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Map<_, _>>())
 }
 
 #[cfg(test)]

@@ -3,5 +3,7 @@
 pub mod admin;
 pub mod bench;
 pub mod config;
+pub mod demo;
 pub mod dev;
 pub mod fs;
+pub mod serve;

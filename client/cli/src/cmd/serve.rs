@@ -1,1 +1,161 @@
 //! `catena serve`: one service in this process, from its configuration file to its clean stop.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use catena_buf::{BufPool, PoolConfig};
+use catena_kv::Database;
+use catena_kv_embedded::{EmbeddedDatabase, Options};
+use catena_net::tcp::TcpTransport;
+use catena_net::{Identity, PeerId, Transport};
+use catena_proto::ids::{Incarnation, NodeId};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+use crate::args::{ServeArgs, ServeCommand};
+use crate::clock::SystemClock;
+use crate::cmd::config::{load_meta, load_mgmtd, load_storage};
+use crate::exit::{Exit, Failure, Result};
+use crate::signals::Stop;
+use crate::{logging, metrics};
+
+/// The pool of a metadata service, which moves no bulk data but needs a transport.
+const META_POOL: usize = 64 << 20;
+
+/// Runs `catena serve`.
+pub async fn run(command: ServeCommand) -> Result<()> {
+    match command {
+        ServeCommand::Mgmtd(args) => mgmtd(&args).await,
+        ServeCommand::Meta(args) => meta(&args).await,
+        ServeCommand::Storage(args) => storage(&args).await,
+    }
+}
+
+async fn mgmtd(args: &ServeArgs) -> Result<()> {
+    let loaded = load_mgmtd(&args.config)?;
+    logging::for_service(&loaded.log)?;
+    let config = loaded.config;
+    let endpoint = bind_metrics(config.metrics.as_deref()).await?;
+    let db: Arc<dyn Database> = match &config.store {
+        catena_mgmtd::config::Store::Embedded { path } => open(path)?,
+        catena_mgmtd::config::Store::Mem => Arc::new(catena_kv::MemDatabase::new()),
+    };
+    let env = catena_mgmtd::Env { clock: Arc::new(SystemClock::new()), seed: rand::random() };
+    let running = catena_mgmtd::start(config, env, db).await.map_err(start_failure)?;
+    let mut registry = registry();
+    running.register_metrics(&mut registry);
+    serve_metrics(endpoint, registry);
+    let outcome = until_stopped(args, running.failed()).await;
+    running.stop().await;
+    outcome
+}
+
+async fn meta(args: &ServeArgs) -> Result<()> {
+    let loaded = load_meta(&args.config)?;
+    logging::for_service(&loaded.log)?;
+    let config = loaded.config;
+    let endpoint = bind_metrics(config.metrics.as_deref()).await?;
+    let db: Arc<dyn Database> = match &config.store {
+        catena_meta::config::Store::Embedded { path } => open(path)?,
+        catena_meta::config::Store::Mem => Arc::new(catena_kv::MemDatabase::new()),
+    };
+    let env = catena_meta::Env { clock: Arc::new(SystemClock::new()), seed: rand::random() };
+    let identity = Identity {
+        cluster: config.cluster,
+        token: config.token,
+        peer: PeerId::Node(NodeId(config.node)),
+        incarnation: Incarnation(env.seed),
+    };
+    let pool =
+        BufPool::new(PoolConfig::client(META_POOL)).map_err(|error| Failure::failed(error.to_string()))?;
+    let transport: Arc<dyn Transport> = Arc::new(TcpTransport::new(identity, pool));
+    let running = catena_meta::start(config, env, db, transport).await.map_err(start_failure)?;
+    let mut registry = registry();
+    running.register_metrics(&mut registry);
+    serve_metrics(endpoint, registry);
+    let outcome = until_stopped(args, running.failed()).await;
+    running.stop().await;
+    outcome
+}
+
+async fn storage(args: &ServeArgs) -> Result<()> {
+    let loaded = load_storage(&args.config)?;
+    logging::for_service(&loaded.log)?;
+    let config = loaded.config;
+    let endpoint = bind_metrics(config.metrics.as_deref()).await?;
+    let incarnation = Incarnation(rand::random());
+    let env = catena_storage::Env::new(Arc::new(SystemClock::new()), rand::random(), incarnation);
+    let identity = Identity {
+        cluster: config.cluster,
+        token: config.token,
+        peer: PeerId::Node(config.node_id()),
+        incarnation,
+    };
+    let bytes = usize::try_from(config.pool).unwrap_or(usize::MAX);
+    let pool =
+        BufPool::new(PoolConfig::service(bytes)).map_err(|error| Failure::failed(error.to_string()))?;
+    let transport: Arc<dyn Transport> = Arc::new(TcpTransport::new(identity, pool));
+    let running = catena_storage::start(config, env, transport).await.map_err(start_failure)?;
+    let mut registry = registry();
+    running.register_metrics(&mut registry);
+    serve_metrics(endpoint, registry);
+    let outcome = until_stopped(args, running.failed()).await;
+    running.stop().await;
+    outcome
+}
+
+fn open(path: &std::path::Path) -> Result<Arc<dyn Database>> {
+    let db = EmbeddedDatabase::open(path, Options::default())
+        .map_err(|error| Failure::failed(error.to_string()))?;
+    Ok(Arc::new(db))
+}
+
+fn start_failure(error: impl std::fmt::Display) -> Failure {
+    Failure::new(Exit::Failed, format!("did not start: {error}"))
+}
+
+fn registry() -> Registry {
+    Registry::with_prefix("catena")
+}
+
+async fn bind_metrics(address: Option<&str>) -> Result<Option<TcpListener>> {
+    match address {
+        Some(address) => Ok(Some(metrics::bind(address).await?)),
+        None => Ok(None),
+    }
+}
+
+fn serve_metrics(endpoint: Option<TcpListener>, registry: Registry) {
+    if let Some(listener) = endpoint {
+        tokio::spawn(metrics::serve(listener, Arc::new(registry)));
+    }
+}
+
+/// Waits for a signal, for the supervisor's end, or for the service's own failure, which alone is an error.
+async fn until_stopped(args: &ServeArgs, failed: impl Future<Output = impl std::fmt::Display>) -> Result<()> {
+    let mut stop = Stop::new()?;
+    tokio::select! {
+        () = stop.wait() => Ok(()),
+        () = orphaned(), if args.supervised => {
+            tracing::warn!("the supervisor is gone; stopping");
+            Ok(())
+        }
+        reason = failed => {
+            tracing::error!(%reason, "the service cannot go on");
+            Err(Failure::failed(format!("cannot go on: {reason}")))
+        }
+    }
+}
+
+/// Resolves when stdin ends: the supervisor holds its other end and has died. The thread that waits cannot be interrupted, so it is
+/// not one of the runtime's, which would wait for it.
+async fn orphaned() {
+    let (end, ended) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = end.send(());
+    });
+    if ended.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

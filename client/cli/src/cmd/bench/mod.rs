@@ -1,4 +1,74 @@
 //! `catena bench`: measurements of a running cluster.
 
 pub mod cpu;
+pub mod data;
+pub mod files;
+pub mod meta;
 pub mod stats;
+
+use catena_client::Catena;
+use catena_proto::status::Status;
+
+use crate::args::ClusterCommand;
+use crate::args::bench::BenchCommand;
+use crate::cmd::fs::path::Remote;
+use crate::connect;
+use crate::exit::{Failure, Result};
+use crate::output::Output;
+use crate::signals::Stop;
+
+/// Runs `catena bench`. Whatever happens, the benchmark's files are removed unless they are to be kept.
+pub async fn run(args: ClusterCommand<BenchCommand>, out: Output) -> Result<()> {
+    let mut stop = Stop::new()?;
+    let in_flight = match &args.command {
+        BenchCommand::Meta(_) => 0,
+        BenchCommand::Write(data) | BenchCommand::Read(data) => data::in_flight(data, false),
+        BenchCommand::Randread(data) | BenchCommand::Randwrite(data) => data::in_flight(data, true),
+    };
+    let catena = connect::wide_client(&args.cluster, in_flight).await?;
+    let (path, keep) = match &args.command {
+        BenchCommand::Meta(meta) => (meta.path.clone(), meta.keep),
+        BenchCommand::Write(data)
+        | BenchCommand::Read(data)
+        | BenchCommand::Randread(data)
+        | BenchCommand::Randwrite(data) => (data.path.clone(), data.keep),
+    };
+    let base = Remote::new(std::path::Path::new(&path))?;
+    // Runs side by side do not get into each other's way; kept files are found again.
+    let directory =
+        if keep { base.clone() } else { base.join(format!("run-{:08x}", rand::random::<u32>()).as_bytes()) };
+    catena.mkdir_all(&directory, 0o755).await?;
+    let measure = async {
+        match args.command {
+            BenchCommand::Write(args) => data::write(&catena, &directory, &args, out).await,
+            BenchCommand::Read(args) => data::read(&catena, &directory, &args, out).await,
+            BenchCommand::Randread(args) => data::randread(&catena, &directory, &args, out).await,
+            BenchCommand::Randwrite(args) => data::randwrite(&catena, &directory, &args, out).await,
+            BenchCommand::Meta(args) => meta::run(&catena, &directory, &args, out).await,
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = measure => outcome,
+        () = stop.wait() => Err(Failure::interrupted()),
+    };
+    let cleaned = if keep { Ok(()) } else { clean(&catena, &base, &directory).await };
+    catena.close().await;
+    let printed = outcome?;
+    cleaned.map_err(|failure| failure.about("cleaning up"))?;
+    if out.json {
+        out.object(serde_json::Value::Object(printed));
+    }
+    Ok(())
+}
+
+async fn clean(catena: &Catena, base: &Remote, directory: &Remote) -> Result<()> {
+    catena.remove_all(directory).await?;
+    // The last run takes the directory of all runs with it; others, or the user's files, keep it.
+    match catena.remove_dir(base).await {
+        Err(error) if !matches!(error.status(), Status::NotEmpty | Status::NotFound | Status::Exists) => {
+            tracing::debug!(%error, "the benchmark's directory stays");
+        }
+        _ => {}
+    }
+    Ok(())
+}

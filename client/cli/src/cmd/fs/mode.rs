@@ -1,6 +1,6 @@
 //! Permission bits: `chmod`'s language in, `ls -l`'s ten letters out.
 
-use catena_proto::pb::FileType;
+use catena_client::FileType;
 
 use crate::args::fs::parse_mode;
 
@@ -122,7 +122,7 @@ pub fn letters(kind: FileType, mode: u32) -> String {
         FileType::Socket => 's',
         FileType::CharDevice => 'c',
         FileType::BlockDevice => 'b',
-        FileType::File | FileType::Unspecified => '-',
+        FileType::File => '-',
     });
     for (shift, special, set) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
         let bits = mode >> shift & 7;
@@ -148,7 +148,6 @@ pub fn type_name(kind: FileType) -> &'static str {
         FileType::Socket => "socket",
         FileType::CharDevice => "character device",
         FileType::BlockDevice => "block device",
-        FileType::Unspecified => "unknown",
     }
 }
 

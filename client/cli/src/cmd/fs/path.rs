@@ -5,6 +5,8 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use catena_client::{AsPlace, Place};
+
 use crate::exit::{Failure, Result};
 
 /// An absolute path in the cluster, without a trailing slash.
@@ -28,11 +30,6 @@ impl Remote {
         Ok(Remote { bytes: bytes[..end].to_vec(), slash: end < bytes.len() || bytes.len() == 1 })
     }
 
-    /// What services are sent.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
     /// An entry of this directory.
     pub fn join(&self, name: &[u8]) -> Remote {
         let mut bytes = self.bytes.clone();
@@ -53,6 +50,12 @@ impl Remote {
     pub fn parent(&self) -> Remote {
         let slash = self.bytes.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
         Remote { bytes: self.bytes[..slash.max(1)].to_vec(), slash: true }
+    }
+}
+
+impl AsPlace for Remote {
+    fn as_place(&self) -> Place {
+        Place::path(&self.bytes)
     }
 }
 
