@@ -26,6 +26,8 @@
 //! ```
 
 mod atomic;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod database;
 mod error;
 pub mod fault;

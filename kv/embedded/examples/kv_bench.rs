@@ -151,7 +151,7 @@ async fn commits(db: &Arc<EmbeddedDatabase>, depth: usize, time: Duration) -> Ou
     for task in 0..depth {
         let (db, jitter) = (db.clone(), jitter.clone());
         tasks.spawn(async move {
-            let mut latency = Histogram::<u64>::new(3).expect("3 digits are allowed");
+            let mut latency = histogram();
             let counter = [b'C', task as u8];
             while start.elapsed() < time {
                 let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -171,7 +171,7 @@ async fn commits(db: &Arc<EmbeddedDatabase>, depth: usize, time: Duration) -> Ou
             Ok::<_, KvError>(latency)
         });
     }
-    let mut latency = Histogram::<u64>::new(3)?;
+    let mut latency = histogram();
     while let Some(each) = tasks.join_next().await {
         latency.add(each??)?;
     }
@@ -186,4 +186,9 @@ async fn commits(db: &Arc<EmbeddedDatabase>, depth: usize, time: Duration) -> Ou
         latency.len() as f64 / groups as f64,
     );
     Ok(())
+}
+
+/// Microseconds up to a minute. Fixed bounds: `saturating_record` would cut values off at the end of a histogram that could still grow.
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000, 3).expect("bounds and digits are within what is allowed")
 }

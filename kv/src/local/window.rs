@@ -17,7 +17,7 @@ use crate::{KvError, TRANSACTION_AGE};
 /// A generation is closed after this time...
 const GENERATION_AGE: Duration = Duration::from_millis(500);
 /// ...or when it has this many entries: about 10 MB of memory.
-const GENERATION_ENTRIES: usize = 64 << 10;
+const GENERATION_ENTRIES: usize = if cfg!(test) { 1 << 10 } else { 64 << 10 };
 /// So many generations are kept at most. Writing faster than that shortens the age that transactions can reach.
 const GENERATIONS: usize = 16;
 
