@@ -13,7 +13,9 @@
 mod chunks;
 pub mod config;
 mod disk;
+mod effects;
 mod forward;
+mod life;
 mod metrics;
 mod node;
 mod payload;

@@ -9,17 +9,18 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use catena_craq::{ChainView, Replica, Role};
+use catena_craq::Replica;
 use catena_mgmtd_client::{Lease, Report, RoutingWatch};
 use catena_proto::clock::Clock;
 use catena_proto::ids::*;
 use catena_proto::pb;
-use catena_proto::routing::{self, LocalState, PublicState, RoutingInfo};
+use catena_proto::routing::{self, RoutingInfo};
 use futures_util::future::join_all;
 use tokio::time::{interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::disk::Disk;
+use crate::life::Membership;
 use crate::metrics::Metrics;
 use crate::peers::{Peers, Verdicts};
 use crate::resync::Throttle;
@@ -143,12 +144,18 @@ impl Node {
         self.stopping.load(Ordering::Acquire)
     }
 
+    /// Ends every target's part where it is.
+    pub fn abandon_targets(&self) -> Arc<Targets> {
+        let targets = self.targets.swap(Arc::default());
+        targets.by_id.values().for_each(|target| target.retire());
+        targets
+    }
+
     /// Ends every target's part, and waits until nothing of theirs is on its way to a disk.
     pub async fn forget_targets(&self, patience: Duration) {
-        let targets = self.targets.swap(Arc::default());
+        let targets = self.abandon_targets();
         let quiet = async {
             for target in targets.by_id.values() {
-                target.retire();
                 while target.is_staging() {
                     sleep(Duration::from_millis(1)).await;
                 }
@@ -207,6 +214,7 @@ impl Node {
             ticks.tick().await;
             for target in self.targets().by_id.values() {
                 target.tick(&self);
+                target.watch_lease(&self);
             }
             self.shipping.expire();
             self.metrics.queued.set(self.peers.queued() as i64);
@@ -245,11 +253,10 @@ impl Node {
         };
         let mut changed = false;
         for target in known.by_id.values() {
-            changed |= match view(info, target.chain) {
-                Some(view) => target.adopt(self, view),
-                // Its chain is gone from the table: it has no part any more.
-                None => false,
-            };
+            // Without a word on it, it stays as it is; its lease is not renewed then.
+            if let Some(membership) = Membership::of(info, target.id, target.chain) {
+                changed |= target.adopt(self, membership);
+            }
         }
         self.applied.fetch_max(info.version.0, Ordering::AcqRel);
         if changed {
@@ -294,15 +301,9 @@ impl Node {
 
     /// The state of the node, for a heartbeat.
     pub fn report(&self) -> Report {
-        let routing = self.routing.load();
-        let targets = self.targets();
-        let reports = targets.by_id.values().map(|target| {
-            let public = routing.targets.get(&target.id);
-            report(target, public)
-        });
         Report {
             routing_version: RoutingVersion(self.applied.load(Ordering::Acquire)),
-            targets: reports.collect(),
+            targets: self.targets().by_id.values().map(|target| target.report()).collect(),
             disks: self.disk_reports(),
         }
     }
@@ -321,54 +322,6 @@ impl Node {
         };
         self.disks.iter().map(report).collect()
     }
-}
-
-/// What is said of one target (R20, R24, R27).
-fn report(target: &Target, public: Option<&routing::Target>) -> pb::TargetReport {
-    let state = target.state();
-    let view = state.replica.view();
-    let public_state = public.map(|public| public.state);
-    let mut joined_at = public.map_or(ChainVersion(0), |public| public.joined_at);
-    let local = if state.outage.is_some() || target.disk.has_failed() {
-        LocalState::Offline
-    } else if public_state == Some(PublicState::Lastsrv) && state.unsynced.is_some() {
-        // Contents of an unfinished resync are a mixture, and must never be the last word.
-        LocalState::Offline
-    } else {
-        match state.replica.role() {
-            Role::Serving(_) => LocalState::UpToDate,
-            Role::Syncing
-                if state.synced == Some(view.joined_at) && state.replica.finished_session().is_some() =>
-            {
-                joined_at = view.joined_at;
-                LocalState::UpToDate
-            }
-            // Waiting too says online, or it would never leave waiting (R27).
-            Role::Syncing | Role::Outside => LocalState::Online,
-        }
-    };
-    let usage = target.usage();
-    pb::TargetReport {
-        target: target.id.0,
-        local: local as i32,
-        known_version: view.version.0,
-        joined_at: joined_at.0,
-        used: usage.0,
-        chunks: usage.1,
-    }
-}
-
-/// A chain as the protocol sees it.
-fn view(info: &RoutingInfo, chain: ChainId) -> Option<ChainView> {
-    let version = info.chains.get(&chain)?.version;
-    let path = info.path(chain);
-    let syncing = path.last().filter(|target| target.state == PublicState::Syncing);
-    Some(ChainView {
-        version,
-        path: path.iter().map(|target| target.id).collect(),
-        syncing: syncing.is_some(),
-        joined_at: syncing.map_or(ChainVersion(0), |target| target.joined_at),
-    })
 }
 
 impl Verdicts for Arc<Node> {

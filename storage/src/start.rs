@@ -18,7 +18,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::{Config, ConfigError};
 use crate::disk::{Directories, Disk, DiskSource};
@@ -85,6 +85,9 @@ pub enum StartError {
     /// Two directories hold one disk.
     #[error("disks {} and {} have the same identity: one is a copy of the other; remove one from `disks`", .0.display(), .1.display())]
     SameDisk(PathBuf, PathBuf),
+    /// None of several disks can be used.
+    #[error("none of the configured disks can be used; the log says why for each")]
+    NoDisk,
     /// The data-plane address.
     #[error(transparent)]
     Listen(#[from] NetError),
@@ -109,12 +112,26 @@ pub async fn start(config: Config, env: Env, transport: Arc<dyn Transport>) -> R
     let mut rng = StdRng::seed_from_u64(env.seed);
     let mut disks: Vec<Arc<Disk>> = Vec::new();
     for path in &config.disks {
-        let disk = open_disk(&config, &env, &*transport, path, &mut rng, &metrics).await;
-        let disk = disk.map_err(|error| StartError::Disk { path: path.clone(), error })?;
-        if let Some(place) = disks.iter().position(|other| other.id() == disk.id()) {
-            return Err(StartError::SameDisk(config.disks[place].clone(), path.clone()));
+        let opened = open_disk(&config, &env, &*transport, path, &mut rng, &metrics).await;
+        let disk = match opened {
+            Ok(disk) => disk,
+            // One broken disk of several takes only its own targets out of service.
+            Err(error @ (EngineError::DiskFailed { .. } | EngineError::BadFormat { .. }))
+                if config.disks.len() > 1 =>
+            {
+                error!(node = config.node, disk = %path.display(), %error, "the disk cannot be used; going on without it");
+                metrics.disk(&path.display().to_string()).failed.set(1);
+                continue;
+            }
+            Err(error) => return Err(StartError::Disk { path: path.clone(), error }),
+        };
+        if let Some(other) = disks.iter().find(|other| other.id() == disk.id()) {
+            return Err(StartError::SameDisk(other.path().into(), path.clone()));
         }
         disks.push(Arc::new(disk));
+    }
+    if disks.is_empty() {
+        return Err(StartError::NoDisk);
     }
     let (routing, by) = membership(&config, env.membership, &mut rng)?;
     let peers = Arc::new(Peers::new(transport.clone(), routing.clone(), metrics.dropped.clone()));
@@ -309,5 +326,6 @@ impl Drop for Running {
     /// Without a clean stop: everything ends where it is, as in a crash.
     fn drop(&mut self) {
         self.tasks.drain(..).for_each(|task| task.abort());
+        self.node.abandon_targets();
     }
 }

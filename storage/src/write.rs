@@ -67,9 +67,12 @@ async fn carry_out(node: &Arc<Node>, body: &[u8], deadline: Duration, data: Vec<
     if !target.lease_holds(node) {
         return Err(Status::NoLease);
     }
-    let (_waiting, outcome) = target.write(node, write.chain_version, write.chunk, write.tag, payload)?;
+    let (waiting, outcome) = target.write(node, write.chain_version, write.chunk, write.tag, payload)?;
     match timeout(deadline, outcome).await {
-        Ok(Ok(outcome)) => outcome,
+        Ok(Ok(outcome)) => {
+            waiting.answered();
+            outcome
+        }
         Ok(Err(_)) => Err(Status::NotServing),
         Err(_) => Err(Status::TimedOut),
     }

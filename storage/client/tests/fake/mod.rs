@@ -147,6 +147,12 @@ pub fn pattern(length: usize, seed: u32) -> Vec<u8> {
     (0..length as u32).map(|n| (n.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 11) as u8).collect()
 }
 
+/// As a replica reports it.
+pub fn padded_checksum(bytes: &[u8]) -> u32 {
+    let padding = bytes.len().next_multiple_of(checksum::BLOCK) - bytes.len();
+    checksum::append(checksum::crc32c(bytes), &vec![0; padding])
+}
+
 /// One chain on three nodes, all serving, chain version 4.
 pub fn three_replicas() -> RoutingInfo {
     let targets: Vec<TargetId> = (1..=3).map(TargetId).collect();
@@ -358,7 +364,7 @@ impl Node {
             assigned: 4.into(),
             index: id.index.into(),
             length: (bytes.len() as u32).into(),
-            checksum: checksum::crc32c(bytes).into(),
+            checksum: padded_checksum(bytes).into(),
             pending: 0.into(),
         };
         let range = world.chunks.range(from..=to);

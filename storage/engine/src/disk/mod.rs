@@ -2,8 +2,10 @@
 
 mod batch;
 mod dir;
+mod threads;
+mod uring;
 
-pub use batch::{Batch, Completion, Done, Io};
+pub use batch::{Batch, Completer, Completion, Done, Io, completion};
 pub use dir::{Backend, DirConfig, open_dir};
 
 use crate::error::DiskError;
@@ -34,16 +36,18 @@ impl File {
     }
 }
 
-/// A disk. Offsets and lengths of I/O are multiples of 512, memory is page-aligned.
+/// A disk. Offsets and lengths of I/O are multiples of [`Disk::granularity`], memory is page-aligned.
+///
+/// A backend has no queue limit of its own: every I/O holds a buffer of a bounded pool.
 pub trait Disk: Send + Sync + 'static {
     /// How logs and errors name it: the directory's path.
     fn name(&self) -> &str;
+    /// Smallest unit of I/O, bytes: 512 to 4096.
+    fn granularity(&self) -> u32;
     /// Starts a batch. It runs to its end whether or not the completion is awaited.
     fn submit(&self, batch: Batch) -> Completion;
-    /// Length of a file, 0 if it does not exist. A short call, for open and format.
+    /// Length of a file. A short call, for open and format.
     fn len(&self, file: File) -> Result<u64, DiskError>;
     /// Bytes that files can still grow by.
     fn available(&self) -> Result<u64, DiskError>;
-    /// An entry of the directory that is not Catena's.
-    fn foreign(&self) -> Result<Option<String>, DiskError>;
 }

@@ -1,0 +1,291 @@
+//! What a step of the protocol asks for, begun in order under the target's lock and finished outside it.
+//!
+//! **Order.** The protocol asks that effects of one step are carried out in order, that a commit is in the store before the next step,
+//! and that stages of a chunk begin in the order given. All three follow from one rule: effects are *begun* under the lock, and the
+//! beginning never waits. A commit is a change in memory. A stage or a forward is a future that is polled once, which puts it into the
+//! engine's or the connection's queue; it is finished outside, by a task that comes back with a step of its own. A control message is
+//! put into its node's queue. Nothing that is begun calls back into a target, so the lock is never wanted twice by one thread.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use catena_craq::{Effect, Forward, Msg, Outcome, Refusal};
+use catena_engine::{EngineError, Staged, Staging};
+use catena_net::Call;
+use catena_proto::frame;
+use catena_proto::ids::*;
+use catena_proto::status::Status;
+use tracing::error;
+
+use crate::node::Node;
+use crate::payload::Payload;
+use crate::peers::Lane;
+use crate::resync::{self, Full};
+use crate::session;
+use crate::target::{ReadWake, State, Target, WriteOutcome};
+use crate::wire::{self, Control, ForwardHead, Verdict};
+
+/// How long a forward may wait at the successor for memory before it counts as lost.
+const FORWARD_DEADLINE: Duration = Duration::from_secs(10);
+/// After a forward that did not arrive.
+const RESEND_PAUSE: Duration = Duration::from_millis(50);
+
+impl Target {
+    /// Begins everything that the last step asked for, in order.
+    pub(crate) fn carry_out(self: &Arc<Self>, node: &Arc<Node>, state: &mut State) {
+        while !state.out.is_empty() {
+            let mut out = std::mem::take(&mut state.out);
+            for effect in out.drain(..) {
+                self.begin(node, state, effect);
+            }
+            if state.out.is_empty() {
+                state.out = out; // keeps its capacity
+                return;
+            }
+        }
+    }
+
+    fn begin(self: &Arc<Self>, node: &Arc<Node>, state: &mut State, effect: Effect<Payload>) {
+        if state.outage.is_some() {
+            // Nobody counts on this target any more; those who waited were told when it went.
+            return;
+        }
+        match effect {
+            Effect::Stage { chunk, id, tag, payload, rebase } => {
+                let staging = self.disk.stage(self.id, chunk, id, tag, &payload, rebase);
+                self.begin_stage(node, state, chunk, id, staging);
+            }
+            Effect::Commit { chunk, id } => {
+                if let Err(error) = self.disk.commit(self.id, chunk, id) {
+                    error!(target = %self.id, %chunk, version = ?id, %error, "a commit was refused by the chunk store");
+                    self.go_offline(node, state, "a staged version could not be committed");
+                }
+            }
+            Effect::Send { to, chain_version, msg } => self.send(node, state, to, chain_version, msg),
+            Effect::SendFenced { to, chain_version, msg } => {
+                if let Some(msg) = msg.open(|| self.lease_holds(node)) {
+                    self.send(node, state, to, chain_version, msg);
+                }
+            }
+            Effect::SendFull { to, chain_version, chunk, id, tag, first, durable } => {
+                let place = state.replica.view().path.iter().position(|&member| member == to).unwrap_or(1);
+                let full = Full { to, place, chain_version, chunk, id, tag, full: true, first, durable };
+                resync::send_full(self.clone(), node.clone(), full);
+            }
+            Effect::Answer { request, outcome } => {
+                if let Some(waiter) = state.writes.remove(&request) {
+                    let outcome = self.outcome(waiter.chunk, waiter.tag, outcome);
+                    let _ = waiter.answer.send(outcome);
+                }
+            }
+            Effect::ServeRead { read, at } => {
+                if let Some(wake) = state.reads.remove(&read) {
+                    let _ = wake.send(ReadWake::Serve(at));
+                }
+            }
+            Effect::RetryRead { read } => {
+                if let Some(wake) = state.reads.remove(&read) {
+                    let _ = wake.send(ReadWake::Again);
+                }
+            }
+            Effect::BeginSession { joined_at } => session::begin(self.clone(), node.clone(), joined_at),
+            // The long poll brings it; whoever sent us a newer version has made sure that there is one.
+            Effect::RefreshRouting => {}
+            Effect::TakeOffline { reason } => self.go_offline(node, state, reason),
+        }
+    }
+
+    /// The length after a write is the tag's record; for an untagged one, what is committed now.
+    fn outcome(&self, chunk: ChunkId, tag: Option<Tag>, outcome: Outcome) -> WriteOutcome {
+        match outcome {
+            Outcome::Refused(refusal) => Err(wire::refusal_status(refusal)),
+            Outcome::Repeated(id, length) => Ok((id, length)),
+            Outcome::Committed(id) => {
+                let record = tag.and_then(|tag| self.disk.tag(self.id, tag.client, tag.channel));
+                let length = match record.filter(|record| record.version == id) {
+                    Some(record) => record.length,
+                    None => self.disk.committed_length(self.id, chunk),
+                };
+                Ok((id, length))
+            }
+        }
+    }
+
+    fn begin_stage(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        state: &mut State,
+        chunk: ChunkId,
+        id: VersionId,
+        mut staging: Staging,
+    ) {
+        // On its way to the disk now; the task polls again and leaves the waker that counts.
+        if let Poll::Ready(staged) = Pin::new(&mut staging).poll(&mut Context::from_waker(Waker::noop())) {
+            return self.staged(node, state, chunk, id, staged);
+        }
+        state.staging += 1;
+        node.metrics.pending.inc();
+        let (target, node) = (self.clone(), node.clone());
+        tokio::spawn(async move {
+            let staged = staging.await;
+            node.metrics.pending.dec();
+            let mut state = target.state();
+            let state = &mut *state;
+            state.staging -= 1;
+            target.staged(&node, state, chunk, id, staged);
+            target.carry_out(&node, state);
+        });
+    }
+
+    fn staged(
+        &self,
+        node: &Arc<Node>,
+        state: &mut State,
+        chunk: ChunkId,
+        id: VersionId,
+        staged: Result<Staged, EngineError>,
+    ) {
+        match staged {
+            Ok(_) => state.replica.staged(chunk, id, &mut state.out),
+            Err(error) => {
+                error!(target = %self.id, disk = %self.disk.path(), %chunk, version = ?id, %error, "a write could not be staged");
+                state.replica.stage_failed(&mut state.out);
+                if self.disk.has_failed() {
+                    node.disk_failed(&self.disk);
+                }
+            }
+        }
+    }
+
+    fn send(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        state: &State,
+        to: TargetId,
+        cv: ChainVersion,
+        msg: Msg<Payload>,
+    ) {
+        match msg {
+            Msg::Forward(forward) if forward.payload.is_spooled() => {
+                let place = state.replica.view().path.iter().position(|&member| member == to).unwrap_or(1);
+                let Forward { chunk, id, tag, full, first, durable, .. } = forward;
+                let full = Full { to, place, chain_version: cv, chunk, id, tag, full, first, durable };
+                resync::send_full(self.clone(), node.clone(), full);
+            }
+            Msg::Forward(forward) => {
+                let place = state.replica.view().path.iter().position(|&member| member == to).unwrap_or(1);
+                self.forward(node, to, place, cv, forward);
+            }
+            msg => {
+                if let Some(item) = Control::from_msg(self.id, to, cv, &msg) {
+                    node.send_control(to, item);
+                }
+            }
+        }
+    }
+
+    /// Sends a forward to the replica at `place` of the path.
+    pub fn forward(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        to: TargetId,
+        place: usize,
+        chain_version: ChainVersion,
+        forward: Forward<Payload>,
+    ) {
+        let chunk = forward.chunk;
+        let mut sending = Box::pin(self.send_forward(node, to, place, chain_version, forward));
+        let polled = sending.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let (target, node) = (self.clone(), node.clone());
+        tokio::spawn(async move {
+            let answered = match polled {
+                Poll::Ready(answered) => answered,
+                Poll::Pending => sending.await,
+            };
+            target.forward_answered(&node, to, chain_version, chunk, answered).await;
+        });
+    }
+
+    /// The call that carries a forward. Its outcome is the successor's verdict, or nothing if it did not arrive.
+    pub fn send_forward(
+        &self,
+        node: &Node,
+        to: TargetId,
+        place: usize,
+        chain_version: ChainVersion,
+        forward: Forward<Payload>,
+    ) -> impl Future<Output = Option<Verdict>> + Send + use<> {
+        let Forward { chunk, id, tag, payload, full, first, durable } = forward;
+        let tag = tag.unwrap_or_default();
+        let head = ForwardHead {
+            chain_version: chain_version.0.into(),
+            from: self.id.0.into(),
+            to: to.0.into(),
+            inode: chunk.inode.0.into(),
+            version: id.version.0.into(),
+            assigned: id.assigned.0.into(),
+            durable: durable.0.into(),
+            client: tag.client.0.into(),
+            sequence: tag.sequence.0.into(),
+            transfer: 0.into(),
+            channel: tag.channel.0.into(),
+            index: chunk.index.into(),
+            offset: 0.into(),
+            length: 0.into(),
+            chunk_size: 0.into(),
+            crc_count: 0.into(),
+            kind: 0,
+            flags: if full { wire::FLAG_FULL } else { 0 } | if first { wire::FLAG_FIRST } else { 0 },
+            reserved: [0; 6],
+        };
+        let (body, data) = payload.forward(head);
+        let method = ForwardHead::method(place);
+        let call = Call { method, body, deadline: FORWARD_DEADLINE, data, ..Call::default() };
+        let calling = node.peers.call(to, Lane::hop(place), call);
+        async move {
+            let reply = calling.await.ok()?;
+            let answer = frame::take_one::<Verdict>(&mut &reply.body[..]).ok().copied();
+            Some(answer.unwrap_or(Verdict::new(reply.status, false)))
+        }
+    }
+
+    /// What became of a forward.
+    pub async fn forward_answered(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        to: TargetId,
+        chain_version: ChainVersion,
+        chunk: ChunkId,
+        answered: Option<Verdict>,
+    ) {
+        let refusal = match answered {
+            Some(verdict) => {
+                self.hear_of_space(verdict);
+                match verdict.status() {
+                    // Broken on its way: the same bytes once more.
+                    Status::Damaged => Some(Refusal::Gap),
+                    status => wire::status_refusal(status),
+                }
+            }
+            None => {
+                tokio::time::sleep(RESEND_PAUSE).await;
+                Some(Refusal::Gap)
+            }
+        };
+        if let Some(refusal) = refusal {
+            self.step(node, |replica, _, out| replica.refused(to, chain_version, chunk, refusal, out));
+        }
+    }
+
+    /// The answer to a control message of this target.
+    pub fn control_answered(self: &Arc<Self>, node: &Arc<Node>, item: &Control, verdict: Verdict) {
+        self.hear_of_space(verdict);
+        if let Some(refusal) = wire::status_refusal(verdict.status()) {
+            let (to, cv) = (TargetId(item.to.get()), ChainVersion(item.chain_version.get()));
+            self.step(node, |replica, _, out| replica.refused(to, cv, item.chunk(), refusal, out));
+        }
+    }
+}
