@@ -201,7 +201,9 @@ impl Catena {
         for (item, &(file, offset, length)) in ranges.iter().enumerate() {
             let clipped = clip(file, offset, length).await;
             let pieces = clipped.and_then(|length| {
-                let pieces = file.layout().pieces(offset, length as u64);
+                // Nothing is there to be read behind the longest possible file either.
+                let from = if length == 0 { 0 } else { offset };
+                let pieces = file.layout().pieces(from, length as u64);
                 Ok((length, pieces.map_err(|_| file.too_long("read", offset))?))
             });
             lengths.push(pieces.map(|(length, pieces)| {

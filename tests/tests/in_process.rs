@@ -118,7 +118,11 @@ fn bad_ranges_are_refused_and_change_nothing() {
         let file = catena.create("/file").await.unwrap();
         file.write_at(0, b"kept").await.unwrap();
         for offset in [u64::MAX, i64::MAX as u64, (1 << 52) - 1] {
-            assert_eq!(file.write_at(offset, b"xy").await.unwrap_err().status(), Status::TooLarge, "{offset}");
+            assert_eq!(
+                file.write_at(offset, b"xy").await.unwrap_err().status(),
+                Status::TooLarge,
+                "{offset}"
+            );
         }
         file.write_at(u64::MAX, b"").await.unwrap_err();
         file.write_at(2, b"").await.unwrap();
@@ -165,10 +169,13 @@ fn appends_of_many_tasks_never_overlap() {
         let other = cluster.client().await;
         let bytes = other.read("/log").await.unwrap();
         assert_eq!(bytes.len(), 280_000);
-        let mut seen: Vec<u8> = bytes.chunks(7000).map(|record| {
-            assert!(record.iter().all(|byte| *byte == record[0]));
-            record[0]
-        }).collect();
+        let mut seen: Vec<u8> = bytes
+            .chunks(7000)
+            .map(|record| {
+                assert!(record.iter().all(|byte| *byte == record[0]));
+                record[0]
+            })
+            .collect();
         seen.sort_unstable();
         assert_eq!(seen, (1..=40).collect::<Vec<u8>>());
     });
@@ -324,9 +331,8 @@ fn names_move_and_removed_files_give_their_space_back() {
         let usage = catena.usage("/a").await.unwrap();
         assert_eq!((usage.bytes, usage.directories), (2_000_003 + 3, 2));
 
-        let chunks = || -> u64 {
-            (0..3).map(|n| cluster.node(n).engine(0).expect("one disk").stats().chunks).sum()
-        };
+        let chunks =
+            || -> u64 { (0..3).map(|n| cluster.node(n).engine(0).expect("one disk").stats().chunks).sum() };
         assert!(chunks() > 0);
         catena.remove("/a/two").await.unwrap();
         assert!(catena.read("/a/hard").await.unwrap() == bytes, "the other name keeps it");
