@@ -1,1 +1,5 @@
+//! The primary's decisions, with services that behave as Catena's do and a clock that the test moves.
 
+mod failures;
+mod refusals;
+mod world;

@@ -1,0 +1,6 @@
+//! mgmtd as its users meet it: the service on a store, and the whole thing over gRPC with the real client.
+
+mod network;
+mod parts;
+mod persistence;
+mod polling;

@@ -1,0 +1,162 @@
+//! What the store keeps, who may write it, and what happens when it fails.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use catena_kv::fault::{Fault, Faulty, Point};
+use catena_kv::{Database, KvError, MemDatabase};
+use catena_mgmtd::Service;
+use catena_mgmtd::store::StoreError;
+use catena_proto::ids::ClusterId;
+use catena_proto::pb::*;
+use catena_proto::routing::wide_bytes;
+use catena_proto::status::Status;
+use parking_lot::Mutex;
+
+use crate::parts::*;
+
+fn mem() -> Arc<dyn Database> {
+    Arc::new(MemDatabase::new())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_start_finds_everything_as_it_was() {
+    let db = mem();
+    let first = open(&db, 1).await;
+    first.announce("10.0.0.100:7400".into(), String::new(), 1).await.unwrap();
+    for node in 1..=3 {
+        register(&first, storage(node, 10 + u64::from(node))).await;
+    }
+    let made = create_table(&first, 3).await;
+    let session = ClientSessionRequest { cluster: wide_bytes(CLUSTER.0), client: 5, ..Default::default() };
+    first.extend_client_session(session).await.unwrap();
+    let before = routing(&first).await;
+    drop(first);
+    let second = open(&db, 2).await;
+    assert_eq!(routing(&second).await, before);
+    assert_eq!(before.tables[0], made.table.unwrap());
+    let list = ListClientsRequest { cluster: wide_bytes(CLUSTER.0) };
+    assert_eq!(second.list_clients(list).await.unwrap().clients[0].client, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_of_another_cluster_is_refused_by_name() {
+    let db = mem();
+    open(&db, 1).await;
+    let mut other = parts(db.clone(), 2);
+    other.cluster = ClusterId(8);
+    let error = Service::open(other).await.err().unwrap();
+    assert!(matches!(error, StoreError::OtherCluster { .. }));
+    assert_eq!(
+        error.to_string(),
+        "the mgmtd store belongs to cluster 00000000000000000000000000000007, the configuration says 00000000000000000000000000000008: correct `cluster` or `store`"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deposed_primary_writes_nothing_and_answers_nothing() {
+    let db = mem();
+    let old = open(&db, 1).await;
+    register(&old, storage(1, 11)).await;
+    let new = open(&db, 2).await;
+    let before = contents(&db).await;
+    let request = RegisterRequest { cluster: wide_bytes(CLUSTER.0), node: Some(storage(2, 12)) };
+    assert_eq!(old.register(request.clone()).await.unwrap_err().status, Status::NoPrimary);
+    assert_eq!(contents(&db).await, before);
+    assert!(old.failed().await.contains("has become the primary mgmtd (term 2)"));
+    // Even what needs no write: a lease that it renews is not known to the new primary.
+    let heartbeat =
+        HeartbeatRequest { cluster: wide_bytes(CLUSTER.0), node: 1, incarnation: 11, ..Default::default() };
+    assert_eq!(old.heartbeat(heartbeat).await.unwrap_err().status, Status::NoPrimary);
+    new.register(request).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_that_say_nothing_new_write_nothing() {
+    let db = mem();
+    let service = open(&db, 1).await;
+    for node in 1..=3 {
+        register(&service, storage(node, 10)).await;
+    }
+    create_table(&service, 3).await;
+    let report = |target: &Target, used| TargetReport {
+        target: target.id,
+        local: LocalState::UpToDate.into(),
+        known_version: 1,
+        joined_at: 1,
+        used,
+        chunks: used,
+    };
+    let targets = routing(&service).await.targets;
+    let mine: Vec<_> = targets.iter().filter(|target| target.node == 1).collect();
+    beat(&service, 1, 10, mine.iter().map(|target| report(target, 0)).collect()).await;
+    let before = contents(&db).await;
+    let version = db.begin(Default::default()).unwrap().read_version().await.unwrap();
+    for used in 1..100 {
+        let reply = beat(&service, 1, 10, mine.iter().map(|target| report(target, used)).collect()).await;
+        assert_eq!(reply.renewed.len(), mine.len());
+    }
+    assert_eq!(db.begin(Default::default()).unwrap().read_version().await.unwrap(), version);
+    assert_eq!(contents(&db).await, before);
+    let shown = routing(&service).await.targets;
+    assert!(shown.iter().filter(|target| target.node == 1).all(|target| target.used == 99));
+}
+
+/// A store that does as it is told at its next commits.
+fn faulty() -> (Arc<dyn Database>, Arc<Mutex<VecDeque<Option<Fault>>>>) {
+    let script = Arc::new(Mutex::new(VecDeque::new()));
+    let hook = script.clone();
+    let hook = move |point| (point == Point::Commit).then(|| hook.lock().pop_front().flatten()).flatten();
+    (Arc::new(Faulty::new(mem(), Box::new(hook))), script)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_of_unknown_outcome_happens_once() {
+    for fault in
+        [Fault::CommitThenUnknown, Fault::Fail(KvError::CommitUnknown), Fault::Fail(KvError::Conflict)]
+    {
+        let (db, script) = faulty();
+        let service = open(&db, 1).await;
+        script.lock().push_back(Some(fault));
+        assert_eq!(register(&service, storage(1, 11)).await.routing_version, 1);
+        assert_eq!(register(&service, storage(2, 11)).await.routing_version, 2);
+        assert_eq!(routing(&service).await.nodes.len(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_for_a_while_is_waited_for() {
+    let (db, script) = faulty();
+    let service = open(&db, 1).await;
+    script.lock().extend(vec![Some(Fault::Fail(KvError::Unavailable("net".into()))); 1000]);
+    let request = RegisterRequest { cluster: wide_bytes(CLUSTER.0), node: Some(storage(1, 11)) };
+    assert_eq!(service.register(request).await.unwrap_err().status, Status::Busy);
+    script.lock().clear();
+    register(&service, storage(1, 11)).await;
+    assert_eq!(routing(&service).await.version, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_has_failed_ends_the_service() {
+    let (db, script) = faulty();
+    let service = open(&db, 1).await;
+    script.lock().push_back(Some(Fault::Fail(KvError::Storage("no disk".into()))));
+    let request = RegisterRequest { cluster: wide_bytes(CLUSTER.0), node: Some(storage(1, 11)) };
+    assert_eq!(service.register(request.clone()).await.unwrap_err().status, Status::Internal);
+    assert!(service.failed().await.contains("no disk"));
+    assert_eq!(service.register(request).await.unwrap_err().status, Status::NoPrimary);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_goes_away_leaves_store_and_memory_together() {
+    let (db, script) = faulty();
+    let service = open(&db, 1).await;
+    script.lock().push_back(Some(Fault::Delay(LEASE / 8)));
+    let request = RegisterRequest { cluster: wide_bytes(CLUSTER.0), node: Some(storage(1, 11)) };
+    assert!(tokio::time::timeout(LEASE / 16, service.register(request)).await.is_err());
+    register(&service, storage(2, 11)).await;
+    let shown = routing(&service).await;
+    assert_eq!((shown.version, shown.nodes.len()), (2, 2));
+    drop(service);
+    assert_eq!(routing(&open(&db, 2).await).await, shown);
+}
