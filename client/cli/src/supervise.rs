@@ -110,12 +110,7 @@ impl Service {
 
     /// The failure to report when it has died during start-up.
     pub fn start_failure(&self, how: &str) -> Failure {
-        let lines = last_lines(&self.spec.log, 12);
-        let mut message = format!("{} {how} while starting", self.spec.name);
-        for line in &lines {
-            message += "\n    ";
-            message += line;
-        }
+        let message = format!("{} {how} while starting{}", self.spec.name, last_words(&self.spec.log));
         Failure::failed(message).hint(format!("the whole log is {}", self.spec.log.display()))
     }
 }
@@ -226,8 +221,19 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
+/// What a service said last, indented, for an error message. Of a panic its reason, not its backtrace.
+pub fn last_words(log: &Path) -> String {
+    let lines = last_lines(log, 100);
+    let panic = lines.iter().rposition(|line| line.contains("panicked at"));
+    let shown = match panic {
+        Some(at) => &lines[at..(at + 2).min(lines.len())],
+        None => &lines[lines.len().saturating_sub(10)..],
+    };
+    shown.iter().map(|line| format!("\n    {line}")).collect()
+}
+
 /// The last `count` lines of a log, however long it is.
-pub fn last_lines(log: &Path, count: usize) -> Vec<String> {
+fn last_lines(log: &Path, count: usize) -> Vec<String> {
     let tail = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(log)?;
         let length = file.metadata()?.len();

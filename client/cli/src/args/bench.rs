@@ -39,37 +39,37 @@ pub enum BenchCommand {
 #[derive(Args, Debug, Clone)]
 pub struct DataArgs {
     /// Bytes in all files together.
-    #[arg(long, default_value = "1GiB", value_parser = parse_size)]
+    #[arg(long, default_value = "1GiB", value_parser = parse_size, value_name = "SIZE")]
     pub size: u64,
     /// Bytes in one read or write [default: 4MiB in order, 4KiB at random].
-    #[arg(long, visible_alias = "bs", value_parser = parse_size)]
+    #[arg(long, visible_alias = "bs", value_parser = parse_size, value_name = "SIZE")]
     pub block_size: Option<u64>,
     /// Reads or writes that each thread keeps in flight [default: 8 in order, 64 at random].
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     pub depth: Option<usize>,
     /// Tasks that each work on a file of their own.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_name = "N")]
     pub threads: usize,
     /// Files; threads go round them [default: one for each thread].
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     pub files: Option<usize>,
     /// Stop after this time; random benchmarks go on until then [default: 10s at random, none in order].
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
     pub duration: Option<Duration>,
     /// Reads of one batch call.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_name = "N")]
     pub batch: usize,
     /// Check every byte that is read (writes are read back once at the end).
     #[arg(long)]
     pub verify: bool,
     /// Bytes in a chunk of the files it makes [default: the directory's].
-    #[arg(long, value_parser = parse_chunk_size)]
+    #[arg(long, value_parser = parse_chunk_size, value_name = "SIZE")]
     pub chunk_size: Option<u32>,
     /// Chains that a file goes round [default: the directory's].
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     pub stripe: Option<u32>,
     /// Seed of the offsets and contents.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
     /// Directory of the benchmark's files.
     #[arg(long, default_value = "/.bench")]
@@ -83,16 +83,16 @@ pub struct DataArgs {
 #[derive(Args, Debug, Clone)]
 pub struct MetaArgs {
     /// Files to create, stat and remove.
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
     pub files: usize,
     /// Calls in flight.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_name = "N")]
     pub threads: usize,
     /// Directories that the files are spread over.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_name = "N")]
     pub dirs: usize,
     /// Stop each phase after this time.
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
     pub duration: Option<Duration>,
     /// Directory of the benchmark's files.
     #[arg(long, default_value = "/.bench")]

@@ -87,6 +87,7 @@ pub enum FsCommand {
 
 /// `catena fs put`.
 #[derive(Args, Debug)]
+#[command(override_usage = "catena fs put [OPTIONS] <LOCAL>... <PATH>")]
 pub struct PutArgs {
     /// Local files (`-` is stdin), then where to.
     #[arg(required = true, num_args = 2.., value_names = ["LOCAL", "PATH"])]
@@ -104,18 +105,19 @@ pub struct PutArgs {
     #[arg(long)]
     pub parents: bool,
     /// Files in flight at once.
-    #[arg(short, long, default_value_t = 8)]
+    #[arg(short, long, default_value_t = 8, value_name = "N")]
     pub jobs: usize,
     /// Bytes in a chunk of the new files [default: the directory's].
-    #[arg(long, value_parser = parse_chunk_size)]
+    #[arg(long, value_parser = parse_chunk_size, value_name = "SIZE")]
     pub chunk_size: Option<u32>,
     /// Chains that a new file goes round [default: the directory's].
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     pub stripe: Option<u32>,
 }
 
 /// `catena fs get`.
 #[derive(Args, Debug)]
+#[command(override_usage = "catena fs get [OPTIONS] <PATH>... <LOCAL>")]
 pub struct GetArgs {
     /// Files, then where to (`-` is stdout).
     #[arg(required = true, num_args = 2.., value_names = ["PATH", "LOCAL"])]
@@ -130,7 +132,7 @@ pub struct GetArgs {
     #[arg(short, long)]
     pub no_clobber: bool,
     /// Files in flight at once.
-    #[arg(short, long, default_value_t = 8)]
+    #[arg(short, long, default_value_t = 8, value_name = "N")]
     pub jobs: usize,
 }
 
@@ -141,10 +143,10 @@ pub struct CatArgs {
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
     /// Start here.
-    #[arg(long, value_parser = parse_size, default_value = "0", hide_default_value = true)]
+    #[arg(long, value_parser = parse_size, default_value = "0", hide_default_value = true, value_name = "SIZE")]
     pub offset: u64,
     /// At most so many bytes.
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub length: Option<u64>,
 }
 
@@ -222,7 +224,7 @@ pub struct MkdirArgs {
     #[arg(short, long)]
     pub parents: bool,
     /// Permission bits, octal [default: 0777 less the umask].
-    #[arg(short, long, value_parser = parse_mode)]
+    #[arg(short, long, value_parser = parse_mode, value_name = "MODE")]
     pub mode: Option<u32>,
 }
 
@@ -245,6 +247,7 @@ pub struct RmArgs {
 
 /// `catena fs mv`.
 #[derive(Args, Debug)]
+#[command(override_usage = "catena fs mv [OPTIONS] <FROM>... <TO>")]
 pub struct MvArgs {
     /// What, then where to.
     #[arg(required = true, num_args = 2.., value_names = ["FROM", "TO"])]
@@ -321,7 +324,7 @@ pub struct TouchArgs {
     #[arg(short)]
     pub modification: bool,
     /// This time instead of now: 2025-03-14, 2025-03-14T15:09:26Z or @SECONDS (UTC).
-    #[arg(short, long, value_parser = crate::units::parse_date)]
+    #[arg(short, long, value_parser = crate::units::parse_date, value_name = "TIME")]
     pub date: Option<i64>,
 }
 
@@ -332,7 +335,7 @@ pub struct TruncateArgs {
     #[arg(required = true)]
     pub paths: Vec<PathBuf>,
     /// The length; `+SIZE` and `-SIZE` change it by so much.
-    #[arg(short, long, allow_hyphen_values = true)]
+    #[arg(short, long, allow_hyphen_values = true, value_name = "SIZE")]
     pub size: String,
     /// Make no files.
     #[arg(short = 'c', long)]
@@ -362,7 +365,7 @@ pub struct DuArgs {
     #[arg(short, long, conflicts_with = "summarize")]
     pub all: bool,
     /// Only so many levels deep.
-    #[arg(short = 'd', long, conflicts_with = "summarize")]
+    #[arg(short = 'd', long, conflicts_with = "summarize", value_name = "N")]
     pub max_depth: Option<usize>,
     /// Sizes in bytes.
     #[command(flatten)]
@@ -376,7 +379,7 @@ pub struct TreeArgs {
     #[arg(default_value = "/")]
     pub path: PathBuf,
     /// Only so many levels deep.
-    #[arg(short = 'L', long)]
+    #[arg(short = 'L', long, value_name = "N")]
     pub level: Option<usize>,
     /// Only directories.
     #[arg(short, long)]
@@ -403,7 +406,7 @@ pub struct LayoutArgs {
     #[arg(long)]
     pub checksums: bool,
     /// Show at most so many chunks.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_name = "N")]
     pub limit: u64,
 }
 
@@ -418,13 +421,13 @@ pub enum LayoutCommand {
         /// The directory.
         path: PathBuf,
         /// Chain table.
-        #[arg(long)]
+        #[arg(long, value_name = "ID")]
         table: Option<u32>,
         /// Bytes in a chunk: a power of two, 64KiB to 64MiB.
-        #[arg(long, value_parser = parse_chunk_size)]
+        #[arg(long, value_parser = parse_chunk_size, value_name = "SIZE")]
         chunk_size: Option<u32>,
         /// Chains that a file goes round.
-        #[arg(long)]
+        #[arg(long, value_name = "N")]
         stripe: Option<u32>,
     },
 }

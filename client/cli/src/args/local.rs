@@ -16,16 +16,16 @@ use crate::units::{parse_chunk_size, parse_size};
 The cluster's directory must be on a disk, not on tmpfs: the storage services use O_DIRECT.")]
 pub struct DemoArgs {
     /// Bytes to write and read back.
-    #[arg(long, default_value = "1GiB", value_parser = parse_size)]
+    #[arg(long, default_value = "1GiB", value_parser = parse_size, value_name = "SIZE")]
     pub size: u64,
     /// Storage nodes.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_name = "N")]
     pub nodes: u32,
     /// Copies of every chunk.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_name = "N")]
     pub replicas: u32,
     /// Bytes in a chunk: a power of two, 64KiB to 64MiB.
-    #[arg(long, default_value = "1MiB", value_parser = parse_chunk_size)]
+    #[arg(long, default_value = "1MiB", value_parser = parse_chunk_size, value_name = "SIZE")]
     pub chunk_size: u32,
     /// Where to make the demo's directory [default: /var/tmp, or the current directory if that is no disk].
     #[arg(long, value_name = "DIR")]
@@ -48,21 +48,21 @@ pub struct DevArgs {
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
     /// Storage nodes [default: 3].
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     pub nodes: Option<u32>,
     /// Copies of every chunk [default: 3, or the number of nodes if that is smaller].
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     pub replicas: Option<u32>,
     /// Disk directories of a storage node [default: 1].
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     pub disks_per_node: Option<u32>,
     /// Bytes in a chunk of new files: a power of two, 64KiB to 64MiB [default: 1MiB].
-    #[arg(long, value_parser = parse_chunk_size)]
+    #[arg(long, value_parser = parse_chunk_size, value_name = "SIZE")]
     pub chunk_size: Option<u32>,
     /// Bytes that each disk may use [default: what the file system has].
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub disk_capacity: Option<u64>,
     /// Log level of the services: error, warn, info, debug, trace.
-    #[arg(long, default_value = "info")]
+    #[arg(long, default_value = "info", value_name = "LEVEL")]
     pub log_level: String,
 }

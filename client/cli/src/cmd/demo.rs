@@ -18,7 +18,7 @@ use crate::local::shape::{Shape, Wish};
 use crate::output::Output;
 use crate::pump::{self, Source, Stride};
 use crate::signals::Stop;
-use crate::supervise::{Event, last_lines};
+use crate::supervise::{Event, last_words};
 use crate::table::Table;
 use crate::{progress, units};
 
@@ -45,7 +45,13 @@ pub async fn run(args: DemoArgs, out: Output) -> Result<()> {
     let started = Instant::now();
     let outcome = measured(&args, &place, &wish, &mut stop, out).await;
     let removed = place.finish(args.keep);
-    let figures = outcome?;
+    let figures = outcome.map_err(|mut failure| {
+        // The logs that a hint may point to are gone.
+        if !args.keep && failure.exit != Exit::Interrupted {
+            failure.hint = Some("--keep keeps the cluster and its logs".into());
+        }
+        failure
+    })?;
     removed?;
     conclude(&args, &shape, &place, figures, started.elapsed(), out);
     Ok(())
@@ -81,12 +87,8 @@ async fn lost(events: &mut mpsc::UnboundedReceiver<Event>) -> Failure {
     loop {
         match events.recv().await {
             Some(Event::Died { name, how, log, .. }) => {
-                let mut message = format!("{name} {how}");
-                for line in last_lines(&log, 12) {
-                    message += "\n    ";
-                    message += &line;
-                }
-                return Failure::failed(message).hint("--keep keeps the logs");
+                let message = format!("{name} {how}{}", last_words(&log));
+                return Failure::failed(message);
             }
             Some(_) => {}
             None => std::future::pending().await,
@@ -179,9 +181,7 @@ async fn replicas(
     file: &catena_client::File,
 ) -> Result<(u64, Vec<(String, u64)>)> {
     let report = file.compare_replicas().await?;
-    let corrupt = |message: String| {
-        Err(Failure::new(Exit::Corrupt, message).hint("--keep keeps the cluster to look at"))
-    };
+    let corrupt = |message: String| Err(Failure::new(Exit::Corrupt, message));
     if let Some(index) = report.differing.first() {
         return corrupt(format!(
             "{} chunks differ between replicas, the first is {index}",

@@ -9,7 +9,7 @@ use crate::local::directory::Directory;
 use crate::local::shape::Wish;
 use crate::output::Output;
 use crate::signals::Stop;
-use crate::supervise::{Event, State, last_lines};
+use crate::supervise::{Event, State, last_words};
 use crate::table::Table;
 use crate::units;
 
@@ -84,10 +84,11 @@ fn announce(cluster: &LocalCluster, out: Output) {
 fn tell(event: &Event) {
     match event {
         Event::Died { name, how, again_in, log } => {
-            eprintln!("catena: {name} {how}; starting it again in {}", units::duration(*again_in));
-            for line in last_lines(log, 5) {
-                eprintln!("    {line}");
-            }
+            eprintln!(
+                "catena: {name} {how}; starting it again in {}{}",
+                units::duration(*again_in),
+                last_words(log)
+            );
         }
         Event::Restarted { name, pid } => eprintln!("catena: {name} runs again (process {pid})"),
     }

@@ -1,0 +1,6 @@
+//! The binary as its users meet it: real processes, real sockets, real disks.
+
+mod basics;
+mod cluster;
+mod demo;
+mod run;
