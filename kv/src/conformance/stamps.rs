@@ -58,15 +58,19 @@ pub async fn what_is_stamped_cannot_be_read_before_the_commit(case: Arc<Case>) {
     tx.commit().await.unwrap();
 }
 
-/// The key that it becomes counts as written.
+/// The key that it becomes counts as written, and the template it was made from does not.
 pub async fn a_stamped_key_conflicts_with_a_range_read(case: Arc<Case>) {
-    let reader = case.begin();
-    range(&reader, RangeQuery::prefix(b"log/")).await;
-    reader.set(b"x", b"").unwrap();
-    let writer = case.begin();
-    writer.set_versionstamped_key(b"log/..........", 4, b"").unwrap();
-    writer.commit().await.unwrap();
-    assert_eq!(reader.commit().await, Err(KvError::Conflict));
+    // The first byte of a stamp is zero, the template's is a dot.
+    for (begin, end, conflict) in [("log/", "log/\x01", true), ("log/\x01", "log0", false)] {
+        let reader = case.begin();
+        range(&reader, RangeQuery::new(begin, end)).await;
+        reader.set(b"x", b"").unwrap();
+        let writer = case.begin();
+        writer.set_versionstamped_key(b"log/..........", 4, b"").unwrap();
+        writer.commit().await.unwrap();
+        let outcome = reader.commit().await;
+        assert_eq!(outcome == Err(KvError::Conflict), conflict, "{begin:?}..{end:?}: {outcome:?}");
+    }
 }
 
 /// At the call.
