@@ -221,7 +221,10 @@ impl File {
     pub(crate) async fn refresh(&self, operation: &'static str) -> Result<Stat> {
         let Catena { shared, who } = &self.inner.catena;
         let stat = shared.meta.stat(who, &Place::inode(self.inner.inode), false).await;
-        let stat = Stat::from(stat.map_err(|error| self.meta_error(operation, error))?);
+        let stat = Stat::from(stat.map_err(|error| match error.status() {
+            Status::NotFound => self.error(operation, Status::StaleHandle, "the file was removed"),
+            _ => self.meta_error(operation, error),
+        })?);
         self.inner.length.learn(&stat);
         Ok(stat)
     }
