@@ -94,9 +94,7 @@ impl Service {
                 let inode = tx.inode(id).await?;
                 Ok((intent, inode))
             })?;
-            let (Some(intent), Some(inode)) = found else {
-                return refuse(Status::NotFound, "the file was removed while it was cut");
-            };
+            let (Some(intent), Some(inode)) = found else { return self.gone(id).await };
             if intent.owner != self.owner {
                 return refuse(Status::Busy, "another service has taken over the cut");
             }
@@ -109,17 +107,29 @@ impl Service {
 
     /// Says that the owner is still at work.
     async fn beat(&self, id: InodeId) -> Result<(), OpError> {
-        transact!(self.run, |tx| {
+        let ours = transact!(self.run, |tx| {
             match truncate::intent(tx, id).await? {
                 Some(intent) if intent.owner == self.owner => {
                     let next = TruncateIntent { beat: intent.beat + 1, ..intent };
                     tx.set(key::truncate(id), encode(&next));
-                    Ok(())
+                    Ok(true)
                 }
                 Some(_) => refuse(Status::Busy, "another service has taken over the cut"),
-                None => refuse(Status::NotFound, "the file was removed while it was cut"),
+                None => Ok(false),
             }
-        })
+        })?;
+        if ours { Ok(()) } else { self.gone(id).await }
+    }
+
+    /// The intent is gone: with the file, or because another service has finished. Then the request's outcome is recorded, and whoever
+    /// sends the request again finds it.
+    async fn gone<T>(&self, id: InodeId) -> Result<T, OpError> {
+        match transact!(self.run, |tx| { tx.inode(id).await })? {
+            Some(_) => {
+                refuse(Status::Busy, "another service has finished the cut; ask again for its outcome")
+            }
+            None => refuse(Status::NotFound, "the file was removed while it was cut"),
+        }
     }
 
     /// Removes what lies behind the end, for as long as the lease lasts. True if nothing is left.
@@ -214,7 +224,8 @@ impl Service {
                     };
                     return Ok(inode.to_wire(id, None));
                 }
-                Some(current) if current.owner != self.owner => {
+                // The owner alone is not enough: this may be a later cut of the same file.
+                Some(current) if current != intent => {
                     return refuse(Status::Busy, "another service has taken over the cut");
                 }
                 Some(_) => {}
@@ -255,7 +266,9 @@ impl Service {
                     continue;
                 }
                 if intent.owner == self.owner || self.abandoned(id, &intent, now) {
-                    self.take_over(id, &intent).await;
+                    // A long cut must not hold up the others.
+                    let service = self.clone();
+                    tokio::spawn(async move { service.take_over(id, &intent).await });
                 }
             }
             match items.last() {

@@ -71,7 +71,7 @@ impl Mutation for OpenToWrite<'_> {
         if request.create && request.directory {
             return refuse(Status::Invalid, "open makes files, mkdir directories");
         }
-        let follow = !request.no_follow && !(request.create && request.exclusive);
+        let follow = !(request.no_follow || request.create && request.exclusive);
         let (id, inode, created) = match walk(tx, caller, request.at.as_ref(), links(follow)).await? {
             Place::Slot(slot) if slot.entry.is_none() && request.create => {
                 let (id, inode) = create(tx, caller, request, &slot).await?;
