@@ -168,10 +168,12 @@ impl From<catena_client::Error> for Failure {
             path if reason.contains(path) => reason.to_owned(),
             path => format!("{path}: {reason}"),
         };
+        // A sentence that names a command says what to do by itself.
+        let told = reason.contains('`');
         let mapped = Failure::new(Exit::of(status), message);
         match advice(status).or(error.next_step()) {
-            Some(hint) => mapped.hint(hint),
-            None => mapped,
+            Some(hint) if !told => mapped.hint(hint),
+            _ => mapped,
         }
     }
 }

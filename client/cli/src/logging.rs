@@ -38,10 +38,7 @@ pub fn for_service(config: &LogConfig) -> Result<()> {
 
 /// Sets up logging for a command: warnings, and more with every `-v`.
 pub fn for_command(verbose: u8) -> Result<()> {
-    start(
-        Format::Human,
-        ["catena=error,error", "warn", "info", "debug", "trace"][usize::from(verbose.min(4))],
-    )
+    start(Format::Human, ["error", "warn", "info", "debug", "trace"][usize::from(verbose.min(4))])
 }
 
 fn start(format: Format, level: &str) -> Result<()> {

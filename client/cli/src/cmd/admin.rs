@@ -1,11 +1,11 @@
 //! `catena admin`: what mgmtd knows, as tables or as JSON.
 
 use catena_proto::ids::{ChainId, TargetId};
-use catena_proto::pb::{NodeKind, NodeState, PublicState};
+use catena_proto::pb::{CreateTableRequest, NodeKind, NodeState, PublicState};
 use catena_proto::routing::{RoutingInfo, Target};
 use serde_json::{Value, json};
 
-use crate::args::admin::AdminCommand;
+use crate::args::admin::{AdminCommand, TablesCommand};
 use crate::args::{ClusterArgs, ClusterCommand};
 use crate::connect;
 use crate::exit::{Exit, Failure, Result};
@@ -17,6 +17,21 @@ use crate::units;
 pub async fn run(args: ClusterCommand<AdminCommand>, out: Output) -> Result<()> {
     if let AdminCommand::Clients = args.command {
         return clients(&args.cluster, out).await;
+    }
+    if let AdminCommand::Tables {
+        command: Some(TablesCommand::Create { replicas, min_nodes, targets_per_disk, table }),
+    } = args.command
+    {
+        let request = CreateTableRequest {
+            table: table.unwrap_or(0),
+            replicas,
+            targets_per_disk: targets_per_disk.unwrap_or(0),
+            min_nodes: min_nodes.unwrap_or(replicas),
+            seed: rand::random(),
+            request: bytes::Bytes::copy_from_slice(&rand::random::<[u8; 16]>()),
+            ..Default::default()
+        };
+        return create_table(&args.cluster, request, out).await;
     }
     let routing = connect::routing(&args.cluster).await?;
     match args.command {
@@ -35,7 +50,7 @@ pub async fn run(args: ClusterCommand<AdminCommand>, out: Output) -> Result<()> 
             targets(&routing, out, wanted)
         }
         AdminCommand::Chains { degraded } => chains(&routing, out, degraded),
-        AdminCommand::Tables => tables(&routing, out),
+        AdminCommand::Tables { .. } => tables(&routing, out),
         AdminCommand::Routing => summary(&routing, out),
         AdminCommand::Clients => unreachable!("answered above"),
     }
@@ -283,6 +298,27 @@ fn summary(routing: &RoutingInfo, out: Output) {
     table.row(["chains".into(), routing.chains.len().to_string()]);
     table.row(["tables".into(), routing.tables.len().to_string()]);
     out.table(&table, "");
+}
+
+async fn create_table(cluster: &ClusterArgs, request: CreateTableRequest, out: Output) -> Result<()> {
+    let reply = connect::mgmtd(cluster)?.create_table(request).await.map_err(Failure::from)?;
+    let table = reply.table.unwrap_or_default();
+    if out.json {
+        out.object(json!({
+            "id": table.id, "version": table.version, "replicas": table.replicas, "chains": table.chains,
+            "recovery_balance": reply.recovery_balance,
+        }));
+        return Ok(());
+    }
+    out.say(format_args!(
+        "chain table {} version {}: {} chains of {} replicas\nafter a disk's failure the busiest other one takes {:.2} times its even share",
+        table.id,
+        table.version,
+        table.chains.len(),
+        table.replicas,
+        reply.recovery_balance,
+    ));
+    Ok(())
 }
 
 async fn clients(cluster: &ClusterArgs, out: Output) -> Result<()> {

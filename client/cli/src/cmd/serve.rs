@@ -1,7 +1,9 @@
 //! `catena serve`: one service in this process, from its configuration file to its clean stop.
 
+use std::fmt::Display;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use catena_buf::{BufPool, PoolConfig};
 use catena_kv::Database;
@@ -11,16 +13,20 @@ use catena_net::{Identity, PeerId, Transport};
 use catena_proto::ids::{Incarnation, NodeId};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
 use crate::args::{ServeArgs, ServeCommand};
 use crate::clock::SystemClock;
 use crate::cmd::config::{load_meta, load_mgmtd, load_storage};
-use crate::exit::{Exit, Failure, Result};
+use crate::exit::{Failure, Result};
 use crate::signals::Stop;
 use crate::{logging, metrics};
 
 /// The pool of a metadata service, which moves no bulk data but needs a transport.
 const META_POOL: usize = 64 << 20;
+
+/// A stop that takes longer than this hangs.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs `catena serve`.
 pub async fn run(command: ServeCommand) -> Result<()> {
@@ -41,11 +47,12 @@ async fn mgmtd(args: &ServeArgs) -> Result<()> {
         catena_mgmtd::config::Store::Mem => Arc::new(catena_kv::MemDatabase::new()),
     };
     let env = catena_mgmtd::Env { clock: Arc::new(SystemClock::new()), seed: rand::random() };
-    let running = catena_mgmtd::start(config, env, db).await.map_err(start_failure)?;
+    let mut end = End::new(args)?;
+    let Some(running) = end.unless(catena_mgmtd::start(config, env, db)).await? else { return Ok(()) };
     let mut registry = registry();
     running.register_metrics(&mut registry);
     serve_metrics(endpoint, registry);
-    let outcome = until_stopped(args, running.failed()).await;
+    let outcome = end.or_failure(running.failed()).await;
     running.stop().await;
     outcome
 }
@@ -69,11 +76,14 @@ async fn meta(args: &ServeArgs) -> Result<()> {
     let pool =
         BufPool::new(PoolConfig::client(META_POOL)).map_err(|error| Failure::failed(error.to_string()))?;
     let transport: Arc<dyn Transport> = Arc::new(TcpTransport::new(identity, pool));
-    let running = catena_meta::start(config, env, db, transport).await.map_err(start_failure)?;
+    let mut end = End::new(args)?;
+    let Some(running) = end.unless(catena_meta::start(config, env, db, transport)).await? else {
+        return Ok(());
+    };
     let mut registry = registry();
     running.register_metrics(&mut registry);
     serve_metrics(endpoint, registry);
-    let outcome = until_stopped(args, running.failed()).await;
+    let outcome = end.or_failure(running.failed()).await;
     running.stop().await;
     outcome
 }
@@ -95,11 +105,14 @@ async fn storage(args: &ServeArgs) -> Result<()> {
     let pool =
         BufPool::new(PoolConfig::service(bytes)).map_err(|error| Failure::failed(error.to_string()))?;
     let transport: Arc<dyn Transport> = Arc::new(TcpTransport::new(identity, pool));
-    let running = catena_storage::start(config, env, transport).await.map_err(start_failure)?;
+    let mut end = End::new(args)?;
+    let Some(running) = end.unless(catena_storage::start(config, env, transport)).await? else {
+        return Ok(());
+    };
     let mut registry = registry();
     running.register_metrics(&mut registry);
     serve_metrics(endpoint, registry);
-    let outcome = until_stopped(args, running.failed()).await;
+    let outcome = end.or_failure(running.failed()).await;
     running.stop().await;
     outcome
 }
@@ -108,10 +121,6 @@ fn open(path: &std::path::Path) -> Result<Arc<dyn Database>> {
     let db = EmbeddedDatabase::open(path, Options::default())
         .map_err(|error| Failure::failed(error.to_string()))?;
     Ok(Arc::new(db))
-}
-
-fn start_failure(error: impl std::fmt::Display) -> Failure {
-    Failure::new(Exit::Failed, format!("did not start: {error}"))
 }
 
 fn registry() -> Registry {
@@ -131,31 +140,67 @@ fn serve_metrics(endpoint: Option<TcpListener>, registry: Registry) {
     }
 }
 
-/// Waits for a signal, for the supervisor's end, or for the service's own failure, which alone is an error.
-async fn until_stopped(args: &ServeArgs, failed: impl Future<Output = impl std::fmt::Display>) -> Result<()> {
-    let mut stop = Stop::new()?;
-    tokio::select! {
-        () = stop.wait() => Ok(()),
-        () = orphaned(), if args.supervised => {
-            tracing::warn!("the supervisor is gone; stopping");
-            Ok(())
+/// What ends a service from outside: a signal, or its supervisor's end.
+struct End {
+    stop: Stop,
+    orphaned: Option<oneshot::Receiver<()>>,
+}
+
+impl End {
+    fn new(args: &ServeArgs) -> Result<End> {
+        Ok(End { stop: Stop::new()?, orphaned: args.supervised.then(watch_stdin) })
+    }
+
+    async fn wait(&mut self) {
+        let orphaned = async {
+            match &mut self.orphaned {
+                Some(orphaned) => orphaned.await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.stop.wait() => tracing::info!("told to stop"),
+            _ = orphaned => tracing::warn!("the supervisor is gone; stopping"),
         }
-        reason = failed => {
-            tracing::error!(%reason, "the service cannot go on");
-            Err(Failure::failed(format!("cannot go on: {reason}")))
+    }
+
+    /// The service, or nothing if the end came while it was starting.
+    async fn unless<T, E: Display>(
+        &mut self,
+        start: impl Future<Output = Result<T, E>>,
+    ) -> Result<Option<T>> {
+        tokio::select! {
+            started = start => started.map(Some).map_err(|error| Failure::failed(format!("did not start: {error}"))),
+            () = self.wait() => Ok(None),
+        }
+    }
+
+    /// Waits for the end; only the service's own failure is an error.
+    async fn or_failure(&mut self, failed: impl Future<Output = impl Display>) -> Result<()> {
+        tokio::select! {
+            () = self.wait() => Ok(()),
+            reason = failed => {
+                tracing::error!(%reason, "the service cannot go on");
+                Err(Failure::failed(format!("cannot go on: {reason}")))
+            }
         }
     }
 }
 
 /// Resolves when stdin ends: the supervisor holds its other end and has died. The thread that waits cannot be interrupted, so it is
 /// not one of the runtime's, which would wait for it.
-async fn orphaned() {
-    let (end, ended) = tokio::sync::oneshot::channel();
+fn watch_stdin() -> oneshot::Receiver<()> {
+    let (end, ended) = oneshot::channel();
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
         let _ = end.send(());
+        // A service that hangs in its stop must not outlive its supervisor for ever.
+        std::thread::sleep(ORPHAN_LIMIT);
+        eprintln!(
+            "catena: did not stop within {} s of its supervisor's end; giving up",
+            ORPHAN_LIMIT.as_secs()
+        );
+        std::process::exit(1);
     });
-    if ended.await.is_err() {
-        std::future::pending::<()>().await;
-    }
+    ended
 }

@@ -1,6 +1,6 @@
 //! `layout`: where a file's chunks are, and what new files get.
 
-use catena_client::{Catena, LayoutChoice};
+use catena_client::{AsPlace, Catena, LayoutChoice};
 use catena_proto::ids::TargetId;
 use catena_proto::routing::PublicState;
 use serde_json::{Value, json};
@@ -22,23 +22,14 @@ pub async fn layout(fs: &Catena, args: LayoutArgs, out: Output) -> Result<()> {
         if table.is_none() && chunk_size.is_none() && stripe.is_none() {
             return Err(Failure::usage("nothing to set").hint("use --table, --chunk-size or --stripe"));
         }
-        let stat = fs.set_layout(&path, LayoutChoice { table, chunk_size, stripe }).await?;
-        if out.json {
-            out.object(crate::cmd::fs::show::json(&path.to_string(), &stat));
-        }
-        return Ok(());
+        fs.set_layout(&path, LayoutChoice { table, chunk_size, stripe }).await?;
+        return directory(fs, &path, out).await;
     }
     let path = Remote::new(args.path.as_deref().unwrap_or(std::path::Path::new("/")))?;
     let stat = fs.stat(&path).await?;
     let name = path.to_string();
     if stat.is_dir() {
-        let line = stat.layout.as_ref().map_or("inherited from the directory above".into(), layout_line);
-        if out.json {
-            out.object(crate::cmd::fs::show::json(&name, &stat));
-        } else {
-            out.say(format_args!("{name}: new files get: {line}"));
-        }
-        return Ok(());
+        return directory(fs, &path, out).await;
     }
     let (layout, chains) = replicas::chains(fs, &name, &stat)?;
     let chunks = stat.length.div_ceil(u64::from(layout.chunk_size));
@@ -130,5 +121,38 @@ pub async fn layout(fs: &Catena, args: LayoutArgs, out: Output) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// What is created below a directory gets what was set there, and the rest from above. Zero means that nothing was set.
+async fn directory(fs: &Catena, path: &Remote, out: Output) -> Result<()> {
+    let place = path.as_place();
+    let inode = fs.meta().stat(fs.credentials(), &place, true).await.map_err(catena_client::Error::from)?;
+    let set = inode.layout.unwrap_or_default();
+    if out.json {
+        let some = |number: u32| (number != 0).then_some(number);
+        out.object(json!({
+            "path": path.to_string(), "table": some(set.table), "chunk_size": some(set.chunk_size), "stripe": some(set.stripe),
+        }));
+        return Ok(());
+    }
+    let mut parts = Vec::new();
+    if set.table != 0 {
+        parts.push(format!("chain table {}", set.table));
+    }
+    if set.chunk_size != 0 {
+        parts.push(format!("chunks of {}", units::size(u64::from(set.chunk_size))));
+    }
+    if set.stripe != 0 {
+        parts.push(format!("a stripe of {} chains", set.stripe));
+    }
+    let own = parts.join(", ");
+    out.say(match (parts.len(), path.name()) {
+        (0, None) => format!("{path}: new files get the metadata service's defaults"),
+        (0, Some(_)) => format!("{path}: new files get what the directory above gives"),
+        (3, _) => format!("{path}: new files get {own}"),
+        (_, None) => format!("{path}: new files get {own}, the rest from the metadata service's defaults"),
+        (_, Some(_)) => format!("{path}: new files get {own}, the rest from the directory above"),
+    });
     Ok(())
 }
