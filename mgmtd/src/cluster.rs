@@ -95,7 +95,7 @@ impl Cluster {
     pub fn tick(&mut self, now: Monotonic) -> Changes {
         let mut changes = Changes::default();
         if let Some(due) = self.next_tick
-            && now.since(due) > self.term / 4
+            && now.since(due) > self.term / 2
         {
             // This process stood still; heartbeats may be waiting unread. As a new primary would, it grants everyone a full lease.
             tracing::warn!(late = ?now.since(due), "mgmtd was not running for a while; every service gets a full lease");

@@ -16,7 +16,7 @@ use catena_proto::routing::{NodeKind, NodeState, RoutingInfo, wide_bytes};
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
 
 use crate::changes::{Changes, Event};
@@ -61,8 +61,26 @@ pub struct Service {
     published: watch::Sender<Arc<Published>>,
     /// Leases may end earlier than the ticker believes.
     rescheduled: Notify,
-    failed: watch::Sender<Option<String>>,
+    ended: watch::Sender<Option<End>>,
     metrics: Metrics,
+}
+
+/// Why nothing is answered any more.
+#[derive(Clone, Debug)]
+enum End {
+    /// It may not go on: another primary, or a store that failed.
+    Failed(String),
+    /// It was told to stop.
+    Stopped,
+}
+
+impl From<&End> for Failure {
+    fn from(end: &End) -> Failure {
+        match end {
+            End::Failed(reason) => Failure::new(Status::NoPrimary, reason.clone()),
+            End::Stopped => Failure::new(Status::ShuttingDown, "this mgmtd is stopping"),
+        }
+    }
 }
 
 struct State {
@@ -112,7 +130,7 @@ impl Service {
             store,
             published,
             rescheduled: Notify::new(),
-            failed: watch::Sender::new(None),
+            ended: watch::Sender::new(None),
             metrics: Metrics::default(),
         };
         Ok(Arc::new(service))
@@ -248,9 +266,11 @@ impl Service {
         }
         let wait = Duration::from_millis(request.wait_ms).min(MAX_WAIT);
         let waiting = Waiting::new(&self.metrics);
-        let snapshot = match timeout(wait, published.wait_for(newer)).await {
-            Ok(Ok(snapshot)) => Some(snapshot.clone()),
-            _ => None,
+        let mut ended = self.ended.subscribe();
+        let snapshot = tokio::select! {
+            snapshot = published.wait_for(newer) => snapshot.ok().map(|snapshot| snapshot.clone()),
+            () = sleep(wait) => None,
+            _ = ended.wait_for(Option::is_some) => None,
         };
         drop(waiting);
         self.alive()?;
@@ -311,16 +331,16 @@ impl Service {
         self.count("list_clients", outcome)
     }
 
-    /// Watches over leases until the service fails.
+    /// Watches over leases until the service fails or is stopped.
     pub async fn run(self: Arc<Self>) {
-        let mut failed = self.failed.subscribe();
+        let mut ended = self.ended.subscribe();
         loop {
             let now = self.clock.monotonic();
             let due = self.state.lock().await.cluster.schedule_tick(now);
             tokio::select! {
                 () = sleep(due.since(now)) => {}
                 () = self.rescheduled.notified() => continue,
-                _ = failed.wait_for(Option::is_some) => return,
+                _ = ended.wait_for(Option::is_some) => return,
             }
             let ticked = self.exclusive(async move |service| service.tick().await).await;
             if let Err(failure) = ticked {
@@ -347,11 +367,16 @@ impl Service {
 
     /// The reason why this process cannot go on, once there is one.
     pub async fn failed(&self) -> String {
-        let mut failed = self.failed.subscribe();
-        match failed.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().expect("waited for"),
-            Err(_) => std::future::pending().await,
+        let mut ended = self.ended.subscribe();
+        match ended.wait_for(|end| matches!(end, Some(End::Failed(_)))).await.as_deref() {
+            Ok(Some(End::Failed(reason))) => reason.clone(),
+            _ => std::future::pending().await,
         }
+    }
+
+    /// Answers nothing from now on; ends long polls.
+    pub fn stop(&self) {
+        self.end(End::Stopped);
     }
 
     /// The counters, for `/metrics`.
@@ -379,7 +404,10 @@ impl Service {
             self.metrics.nodes_failed.inc_by(changes.events.iter().filter(failed).count() as u64);
             self.published.send_replace(Published::new(state.cluster.info.clone()));
         }
-        self.metrics.show(state.cluster.info.version.0, &state.cluster.counts());
+        // Counting is work; a heartbeat that brings nothing new is none.
+        if !changes.is_empty() || !changes.evaluated.is_empty() {
+            self.metrics.show(state.cluster.info.version.0, &state.cluster.counts());
+        }
         Ok(())
     }
 
@@ -400,22 +428,22 @@ impl Service {
     }
 
     fn fail(&self, reason: String) {
-        self.failed.send_if_modified(|failed| {
-            if failed.is_some() {
-                return false;
-            }
+        if self.end(End::Failed(reason.clone())) {
             error!(reason, "mgmtd cannot go on");
-            *failed = Some(reason);
-            true
-        });
+        }
+    }
+
+    fn end(&self, why: End) -> bool {
+        self.ended.send_if_modified(|end| {
+            let first = end.is_none();
+            end.get_or_insert(why);
+            first
+        })
     }
 
     /// A primary that may not be one any more answers nothing (R24).
     fn alive(&self) -> Result<(), Failure> {
-        match &*self.failed.borrow() {
-            Some(reason) => Err(Failure::new(Status::NoPrimary, reason.clone())),
-            None => Ok(()),
-        }
+        self.ended.borrow().as_ref().map_or(Ok(()), |end| Err(end.into()))
     }
 
     fn check(&self, cluster: &[u8]) -> Result<(), Failure> {

@@ -22,7 +22,7 @@ use crate::service::{Parts, Service};
 use crate::skin::Skin;
 use crate::store::StoreError;
 
-/// How long open calls may take to end at a stop. Long polls are the usual ones; they are cut off.
+/// How long calls under way may take to end at a stop.
 const DRAIN: Duration = Duration::from_millis(500);
 
 /// What a mgmtd takes from outside.
@@ -123,6 +123,7 @@ impl Running {
 
     /// Stops. Everything is in the store already.
     pub async fn stop(mut self) {
+        self.service.stop();
         self.ticker.abort();
         let _ = self.stop.send(());
         if timeout(DRAIN, &mut self.server).await.is_err() {

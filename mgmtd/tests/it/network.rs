@@ -28,8 +28,8 @@ fn config(listen: &str) -> Config {
         listen: listen.into(),
         advertise: None,
         metrics: None,
-        lease: Duration::from_millis(400),
-        client_lease: Duration::from_secs(1),
+        lease: Duration::from_secs(20),
+        client_lease: Duration::from_secs(60),
         store: Default::default(),
         log: None,
     }
@@ -64,13 +64,39 @@ fn report(watch: &RoutingWatch, node: u32) -> Report {
     Report { routing_version: info.version, targets: targets.collect(), ..Default::default() }
 }
 
-async fn service(client: &MgmtdClient, watch: &RoutingWatch, node: u32, incarnation: u64) -> Heartbeats {
-    let watch = watch.clone();
-    let reporter = move || report(&watch, node);
-    let record = storage(node, incarnation);
-    Heartbeats::start(client.clone(), record, TokioClock::shared(), reporter, HeartbeatOptions::default())
-        .await
-        .unwrap()
+/// A storage service that does everything right: it tells mgmtd at once what it made of new routing information.
+struct Pretended {
+    beats: Heartbeats,
+    kicks: tokio::task::JoinHandle<()>,
+}
+
+impl Pretended {
+    async fn start(client: &MgmtdClient, watch: &RoutingWatch, node: u32, incarnation: u64) -> Pretended {
+        let (reported, seen) = (watch.clone(), watch.clone());
+        let reporter = move || report(&reported, node);
+        let record = storage(node, incarnation);
+        let (clock, options) = (TokioClock::shared(), HeartbeatOptions::default());
+        let beats = Heartbeats::start(client.clone(), record, clock, reporter, options).await.unwrap();
+        let kick = beats.kicker();
+        let kicks = tokio::spawn(async move {
+            let mut version = RoutingVersion(0);
+            loop {
+                version = seen.changed(version).await.version;
+                kick();
+            }
+        });
+        Pretended { beats, kicks }
+    }
+
+    /// As `kill -9`.
+    fn kill(self) {
+        self.kicks.abort();
+    }
+
+    async fn stop(self) {
+        self.kicks.abort();
+        self.beats.stop(Duration::from_secs(30)).await;
+    }
 }
 
 /// Waits for routing information that looks as wanted, with a limit far beyond what it takes, so that a failure says what it saw.
@@ -86,6 +112,11 @@ async fn until(watch: &RoutingWatch, what: impl Fn(&RoutingInfo) -> bool) -> Arc
     info
 }
 
+/// Whether every target of `node` has had a session of its own.
+fn rejoined(info: &RoutingInfo, node: u32) -> bool {
+    info.targets.values().filter(|target| target.node == NodeId(node)).all(|target| target.joined_at.0 > 1)
+}
+
 fn all_serve(info: &RoutingInfo) -> bool {
     !info.targets.is_empty() && info.targets.values().all(|target| target.state == PublicState::Serving)
 }
@@ -99,7 +130,7 @@ async fn a_cluster_lives_through_a_failure_a_restart_of_everything_and_a_stop() 
     let watch = RoutingWatch::spawn(client.clone(), WatchOptions::default());
     let mut services = BTreeMap::new();
     for node in 1..=3 {
-        services.insert(node, service(&client, &watch, node, 10).await);
+        services.insert(node, Pretended::start(&client, &watch, node, 10).await);
     }
     let request = CreateTableRequest { replicas: 3, min_nodes: 3, ..Default::default() };
     let made = client.create_table(request).await.unwrap();
@@ -109,41 +140,48 @@ async fn a_cluster_lives_through_a_failure_a_restart_of_everything_and_a_stop() 
     let session = ClientSession::start(client.clone(), ClientId(5), "a test".into()).await.unwrap();
     assert_eq!(client.list_clients().await.unwrap().clients[0].description, "a test");
 
-    // One dies, is missed, returns, and is whole again.
-    drop(services.remove(&2));
-    until(&watch, |info| info.nodes[&NodeId(2)].state() == NodeState::Down).await;
-    services.insert(2, service(&client, &watch, 2, 11).await);
-    until(&watch, all_serve).await;
+    // One is killed, starts again before anybody misses it, and is whole again after a session of its own.
+    services.remove(&2).unwrap().kill();
+    services.insert(2, Pretended::start(&client, &watch, 2, 11).await);
+    let info = until(&watch, |info| rejoined(info, 2) && all_serve(info)).await;
+    assert!(info.targets.values().all(|target| (target.joined_at.0 > 1) == (target.node == NodeId(2))));
 
     // mgmtd restarts under the living cluster: nothing changes for anyone.
-    let chains = watch.current().chains.clone();
+    let old = watch.current();
+    let chains = old.chains.clone();
     running.stop().await;
     let running = mgmtd(&db, &address, 2).await;
     assert_eq!(client.get_routing(0, Duration::ZERO).await.unwrap().routing.unwrap().chains.len(), 6);
     assert_eq!(watch.current().chains, chains);
 
     // Everything is killed and started again.
-    services.clear();
+    std::mem::take(&mut services).into_values().for_each(Pretended::kill);
     running.stop().await;
     let running = mgmtd(&db, &address, 3).await;
     let starts: Vec<_> = (1..=3)
         .map(|node| {
             let (client, watch) = (client.clone(), watch.clone());
-            tokio::spawn(async move { (node, service(&client, &watch, node, 12).await) })
+            tokio::spawn(async move { (node, Pretended::start(&client, &watch, node, 12).await) })
         })
         .collect();
     for start in starts {
-        let (node, beats) = start.await.unwrap();
-        let seen = watch.at_least(beats.registered_at()).await;
-        let mine =
-            seen.targets.values().filter(|target| target.node == NodeId(node) && target.joined_at.0 < 3);
-        assert!(mine.clone().all(|target| target.state != PublicState::Serving), "{mine:?}");
-        services.insert(node, beats);
+        let (node, service) = start.await.unwrap();
+        let info = watch.at_least(service.beats.registered_at()).await;
+        for target in info.targets.values().filter(|target| target.node == NodeId(node)) {
+            let renewed = target.joined_at > old.targets[&target.id].joined_at;
+            assert!(
+                renewed || target.state != PublicState::Serving,
+                "{target:?} goes on as if nothing had happened"
+            );
+        }
+        services.insert(node, service);
     }
-    until(&watch, all_serve).await;
+    let before: u64 = chains.values().map(|chain| chain.version.0).sum();
+    let after = |info: &RoutingInfo| info.chains.values().map(|chain| chain.version.0).sum::<u64>();
+    until(&watch, |info| after(info) > before && all_serve(info)).await;
 
     // A clean stop is seen at once.
-    services.remove(&1).unwrap().stop(Duration::from_secs(5)).await;
+    services.remove(&1).unwrap().stop().await;
     let info = until(&watch, |info| info.nodes[&NodeId(1)].state() == NodeState::Down).await;
     assert!(
         info.targets

@@ -102,9 +102,12 @@ async fn heartbeats_that_say_nothing_new_write_nothing() {
     assert!(shown.iter().filter(|target| target.node == 1).all(|target| target.used == 99));
 }
 
-/// A store that does as it is told at its next commits.
-fn faulty() -> (Arc<dyn Database>, Arc<Mutex<VecDeque<Option<Fault>>>>) {
-    let script = Arc::new(Mutex::new(VecDeque::new()));
+/// What happens at the next commits.
+type Script = Arc<Mutex<VecDeque<Option<Fault>>>>;
+
+/// A store that does as it is told.
+fn faulty() -> (Arc<dyn Database>, Script) {
+    let script = Script::default();
     let hook = script.clone();
     let hook = move |point| (point == Point::Commit).then(|| hook.lock().pop_front().flatten()).flatten();
     (Arc::new(Faulty::new(mem(), Box::new(hook))), script)
