@@ -54,9 +54,9 @@ fn run(cli: Cli) -> Result<()> {
             Command::Dev(args) => cmd::dev::run(args, out).await,
             Command::Serve(command) => cmd::serve::run(command).await,
             Command::Config(command) => cmd::config::run(command, out),
-            Command::Fs(args) => interruptible(cmd::fs::run(args, out)).await,
-            Command::Admin(args) => interruptible(cmd::admin::run(args, out)).await,
-            Command::Bench(args) => cmd::bench::run(args, out).await,
+            Command::Fs(command) => interruptible(cmd::fs::run(command, &cli.cluster, out)).await,
+            Command::Admin(command) => interruptible(cmd::admin::run(command, &cli.cluster, out)).await,
+            Command::Bench(command) => cmd::bench::run(command, &cli.cluster, out).await,
         }
     })
 }

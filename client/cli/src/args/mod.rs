@@ -34,6 +34,9 @@ pub struct Cli {
     /// The last line of stdout is one JSON object (or array); everything for people goes to stderr.
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
+    /// Which cluster client commands are about.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// More log lines on stderr; repeat for more.
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
     pub verbose: u8,
@@ -53,14 +56,14 @@ pub enum Command {
     #[command(subcommand, after_help = CONFIG)]
     Config(ConfigCommand),
     /// Files and directories.
-    #[command(after_help = FS)]
-    Fs(ClusterCommand<fs::FsCommand>),
+    #[command(subcommand, after_help = FS)]
+    Fs(fs::FsCommand),
     /// What the cluster manager knows: nodes, targets, chains, tables.
-    #[command(after_help = ADMIN)]
-    Admin(ClusterCommand<admin::AdminCommand>),
+    #[command(subcommand, after_help = ADMIN)]
+    Admin(admin::AdminCommand),
     /// Measure a running cluster.
-    #[command(after_help = BENCH)]
-    Bench(ClusterCommand<bench::BenchCommand>),
+    #[command(subcommand, after_help = BENCH)]
+    Bench(bench::BenchCommand),
 }
 
 impl Command {
@@ -74,9 +77,9 @@ impl Command {
             Command::Serve(ServeCommand::Storage(_)) => ("serve", "storage"),
             Command::Config(ConfigCommand::Example { .. }) => ("config", "example"),
             Command::Config(ConfigCommand::Check { .. }) => ("config", "check"),
-            Command::Fs(args) => ("fs", args.command.name()),
-            Command::Admin(args) => ("admin", args.command.name()),
-            Command::Bench(args) => ("bench", args.command.name()),
+            Command::Fs(command) => ("fs", command.name()),
+            Command::Admin(command) => ("admin", command.name()),
+            Command::Bench(command) => ("bench", command.name()),
         };
         format!("{group} {name}")
     }
@@ -102,22 +105,10 @@ const BENCH: &str = "Examples:
   catena bench randread --block-size 4KiB --depth 64 --duration 10s --verify
   catena bench meta --files 20000 --threads 32 --json";
 
-/// A command that talks to a cluster.
-#[derive(Args, Debug)]
-#[command(subcommand_required = true, arg_required_else_help = true)]
-pub struct ClusterCommand<C: Subcommand> {
-    /// The cluster.
-    #[command(flatten)]
-    pub cluster: ClusterArgs,
-    /// What to do there.
-    #[command(subcommand)]
-    pub command: C,
-}
-
 /// Which cluster.
 #[derive(Args, Debug, Clone)]
 pub struct ClusterArgs {
-    /// The cluster's cluster.toml.
+    /// The cluster.toml of the cluster that `fs`, `admin` and `bench` are about.
     #[arg(long, value_name = "FILE", env = "CATENA_CLUSTER", global = true, help_heading = "Global options")]
     pub cluster: Option<PathBuf>,
     /// Give up on a call that has not been answered for this long [default: 30s, and 5s to find the cluster].

@@ -5,8 +5,8 @@ use catena_proto::pb::{CreateTableRequest, NodeKind, NodeState, PublicState};
 use catena_proto::routing::{RoutingInfo, Target};
 use serde_json::{Value, json};
 
+use crate::args::ClusterArgs;
 use crate::args::admin::{AdminCommand, TablesCommand};
-use crate::args::{ClusterArgs, ClusterCommand};
 use crate::connect;
 use crate::exit::{Exit, Failure, Result};
 use crate::output::Output;
@@ -14,13 +14,13 @@ use crate::table::Table;
 use crate::units;
 
 /// Runs `catena admin`.
-pub async fn run(args: ClusterCommand<AdminCommand>, out: Output) -> Result<()> {
-    if let AdminCommand::Clients = args.command {
-        return clients(&args.cluster, out).await;
+pub async fn run(command: AdminCommand, cluster: &ClusterArgs, out: Output) -> Result<()> {
+    if let AdminCommand::Clients = command {
+        return clients(cluster, out).await;
     }
     if let AdminCommand::Tables {
         command: Some(TablesCommand::Create { replicas, min_nodes, targets_per_disk, table }),
-    } = args.command
+    } = command
     {
         let request = CreateTableRequest {
             table: table.unwrap_or(0),
@@ -31,10 +31,10 @@ pub async fn run(args: ClusterCommand<AdminCommand>, out: Output) -> Result<()> 
             request: bytes::Bytes::copy_from_slice(&rand::random::<[u8; 16]>()),
             ..Default::default()
         };
-        return create_table(&args.cluster, request, out).await;
+        return create_table(cluster, request, out).await;
     }
-    let routing = connect::routing(&args.cluster).await?;
-    match args.command {
+    let routing = connect::routing(cluster).await?;
+    match command {
         AdminCommand::Nodes => nodes(&routing, out),
         AdminCommand::Targets { node, chain } => {
             if let Some(node) = node.filter(|node| !routing.nodes.values().any(|known| known.id == *node)) {

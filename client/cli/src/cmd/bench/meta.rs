@@ -56,8 +56,6 @@ pub async fn run(
         reports.push(phase("remove", files, args, catena, &servers, &path, remove).await?);
     }
     show(&reports.iter().collect::<Vec<_>>(), out);
-    let phases: Map<String, Value> =
-        reports.iter().map(|report| (report.op.to_owned(), Value::Object(report.json()))).collect();
     let mut all = Report { op: "meta", tally: Tally::new(), seconds: 0.0, client_cpu: 0.0, server_cpu: None };
     for report in &reports {
         all.tally.add(&report.tally);
@@ -66,7 +64,7 @@ pub async fn run(
         all.server_cpu = report.server_cpu.map(|seconds| seconds + all.server_cpu.unwrap_or(0.0));
     }
     let mut object = all.json();
-    object.insert("phases".into(), Value::Object(phases));
+    object.extend(reports.iter().map(|report| (report.op.to_owned(), Value::Object(report.json()))));
     Ok(object)
 }
 

@@ -9,7 +9,7 @@ pub mod stats;
 use catena_client::Catena;
 use catena_proto::status::Status;
 
-use crate::args::ClusterCommand;
+use crate::args::ClusterArgs;
 use crate::args::bench::BenchCommand;
 use crate::cmd::fs::path::Remote;
 use crate::connect;
@@ -18,15 +18,15 @@ use crate::output::Output;
 use crate::signals::Stop;
 
 /// Runs `catena bench`. Whatever happens, the benchmark's files are removed unless they are to be kept.
-pub async fn run(args: ClusterCommand<BenchCommand>, out: Output) -> Result<()> {
+pub async fn run(command: BenchCommand, cluster: &ClusterArgs, out: Output) -> Result<()> {
     let mut stop = Stop::new()?;
-    let in_flight = match &args.command {
+    let in_flight = match &command {
         BenchCommand::Meta(_) => 0,
         BenchCommand::Write(data) | BenchCommand::Read(data) => data::in_flight(data, false),
         BenchCommand::Randread(data) | BenchCommand::Randwrite(data) => data::in_flight(data, true),
     };
-    let catena = connect::wide_client(&args.cluster, in_flight).await?;
-    let (path, keep) = match &args.command {
+    let catena = connect::wide_client(cluster, in_flight).await?;
+    let (path, keep) = match &command {
         BenchCommand::Meta(meta) => (meta.path.clone(), meta.keep),
         BenchCommand::Write(data)
         | BenchCommand::Read(data)
@@ -39,7 +39,7 @@ pub async fn run(args: ClusterCommand<BenchCommand>, out: Output) -> Result<()> 
         if keep { base.clone() } else { base.join(format!("run-{:08x}", rand::random::<u32>()).as_bytes()) };
     catena.mkdir_all(&directory, 0o755).await?;
     let measure = async {
-        match args.command {
+        match command {
             BenchCommand::Write(args) => data::write(&catena, &directory, &args, out).await,
             BenchCommand::Read(args) => data::read(&catena, &directory, &args, out).await,
             BenchCommand::Randread(args) => data::randread(&catena, &directory, &args, out).await,

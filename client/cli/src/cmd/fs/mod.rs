@@ -13,16 +13,16 @@ pub mod usage;
 pub mod users;
 pub mod walk;
 
-use crate::args::ClusterCommand;
+use crate::args::ClusterArgs;
 use crate::args::fs::FsCommand;
 use crate::connect;
 use crate::exit::Result;
 use crate::output::Output;
 
 /// Runs `catena fs`.
-pub async fn run(args: ClusterCommand<FsCommand>, out: Output) -> Result<()> {
-    let fs = connect::client(&args.cluster).await?;
-    let outcome = match args.command {
+pub async fn run(command: FsCommand, cluster: &ClusterArgs, out: Output) -> Result<()> {
+    let fs = connect::client(cluster).await?;
+    let outcome = match command {
         FsCommand::Put(args) => put::put(&fs, args, out).await,
         FsCommand::Get(args) => get::get(&fs, args, out).await,
         FsCommand::Cat(args) => get::cat(&fs, args).await,
