@@ -348,6 +348,63 @@ fn names_move_and_removed_files_give_their_space_back() {
 }
 
 #[test]
+fn a_file_behaves_as_an_array_of_bytes_whatever_is_done_to_it() {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+    with_cluster(|cluster, catena| async move {
+        let mut rng = StdRng::seed_from_u64(42);
+        let other = cluster.client().await;
+        let mut model: Vec<u8> = Vec::new();
+        let mut file = small_chunks().open(&catena, "/model").await.unwrap();
+        let second = OpenOptions::new().read(true).write(true).open(&catena, "/model").await.unwrap();
+        for step in 0..400_u32 {
+            let handle = if rng.random_bool(0.3) { &second } else { &file };
+            let offset = rng.random_range(0..400_000_usize);
+            let length = [1, 100, 4096, 70_000, 200_000][rng.random_range(0..5)];
+            match rng.random_range(0..10) {
+                0..=3 => {
+                    let bytes = pattern(length, u64::from(step));
+                    let offset = if rng.random_bool(0.3) { offset / 4096 * 4096 } else { offset };
+                    handle.write_at(offset as u64, &bytes).await.unwrap();
+                    model.resize(model.len().max(offset + length), 0);
+                    model[offset..offset + length].copy_from_slice(&bytes);
+                }
+                4 => {
+                    let bytes = pattern(length, u64::from(step));
+                    assert_eq!(handle.append(&bytes).await.unwrap(), model.len() as u64);
+                    model.extend(bytes);
+                }
+                5 => {
+                    handle.truncate(offset as u64).await.unwrap();
+                    model.resize(offset, 0);
+                }
+                6 => {
+                    handle.sync().await.unwrap();
+                    file.close().await.unwrap();
+                    file = OpenOptions::new().read(true).write(true).open(&catena, "/model").await.unwrap();
+                }
+                7 => {
+                    file.sync().await.unwrap();
+                    second.sync().await.unwrap();
+                    assert!(other.read("/model").await.unwrap() == model, "elsewhere, step {step}");
+                }
+                _ => {
+                    let mut bytes = vec![0xee; length];
+                    let read = handle.read_at(offset as u64, &mut bytes).await.unwrap();
+                    let expected = &model[offset.min(model.len())..(offset + length).min(model.len())];
+                    assert!(bytes[..read] == *expected, "step {step}: {length} bytes at {offset}");
+                }
+            }
+        }
+        file.close().await.unwrap();
+        second.close().await.unwrap();
+        assert!(other.read("/model").await.unwrap() == model);
+        let report = other.open("/model").await.unwrap().compare_replicas().await.unwrap();
+        assert_eq!(report.differing, []);
+    });
+}
+
+#[test]
 fn reads_and_writes_go_on_while_a_node_leaves_and_returns() {
     block_on(async {
         let mut cluster = Cluster::start(Shape::default()).await;

@@ -15,7 +15,7 @@ pub struct Options {
     pub connect: Duration,
     /// Connections to each node, used in turn. Default 1.
     pub connections: usize,
-    /// Mutations in flight at once: each occupies a channel. Default 64.
+    /// Mutations in flight at once: each occupies a channel. Default 256, as many as a connection has credits.
     pub channels: usize,
     /// Most bulk bytes in one read message. Default 4 MiB, at most 16 MiB.
     pub message_bytes: u32,
@@ -35,7 +35,7 @@ impl Default for Options {
             read_attempt: Duration::from_secs(3),
             connect: Duration::from_secs(2),
             connections: 1,
-            channels: 64,
+            channels: 256,
             message_bytes: 4 << 20,
             first_pause: Duration::from_millis(2),
             longest_pause: Duration::from_millis(500),
