@@ -26,6 +26,12 @@ pub struct Ticks {
     start: Instant,
 }
 
+impl Ticks {
+    pub fn new() -> Ticks {
+        Ticks { wall: AtomicI64::new(1_000_000), start: Instant::now() }
+    }
+}
+
 impl Clock for Ticks {
     fn monotonic(&self) -> Monotonic {
         Monotonic(self.start.elapsed())
@@ -85,7 +91,7 @@ impl World {
     /// A file system on a given store.
     pub async fn on(db: Arc<dyn Database>) -> World {
         let (setter, watch) = RoutingWatch::manual(routing());
-        let clock = Arc::new(Ticks { wall: AtomicI64::new(1_000_000), start: Instant::now() });
+        let clock = Arc::new(Ticks::new());
         let chunks = Arc::new(MemChunks::new());
         let service = make(&db, &chunks, &watch, &clock, 1);
         service.initialise().await.expect("a new store");
