@@ -1,22 +1,24 @@
-//! Group commit. One thread per store takes all commits that are waiting, checks and orders them, writes them as one batch to fjall's
-//! journal with one fdatasync, makes them visible and answers; meanwhile the next group collects. It is a thread of its own so that no
+//! Group commit. One thread per store takes all commits that are waiting, checks and orders them, writes them as one record to the log
+//! with one fdatasync, makes them visible and answers; meanwhile the next group collects. It is a thread of its own so that no
 //! thread that serves requests ever waits in fdatasync.
 //!
-//! Order of the steps, and why: check and apply in memory (a conflict costs no I/O) -> write and sync -> publish the view (readers see
+//! Order of the steps, and why: check and work out the effects (a conflict costs no I/O) -> log, synced -> fjall -> publish the view (readers see
 //! only what is durable: nobody acts on what a crash could take back) -> answer (who got the answer finds its write in the next view).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use catena_kv::local::{Commit, ConflictWindow, Group};
+use catena_kv::local::{Commit, ConflictWindow, Effects, Group};
 use catena_kv::{KvError, Versionstamp};
-use fjall::PersistMode;
+use fjall::Keyspace;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::VERSION_KEY;
+use crate::apply;
+use crate::checkpoint::Checkpoint;
+use crate::log::Log;
 use crate::store::Shared;
 use crate::view::storage_error;
 
@@ -110,15 +112,16 @@ impl Queue {
 /// The committer's own state.
 pub(crate) struct Committer {
     shared: Arc<Shared>,
-    database: fjall::Database,
     window: ConflictWindow,
+    log: Log,
+    checkpoint: Checkpoint,
 }
 
 impl Committer {
     /// A committer on top of what `shared` shows.
-    pub(crate) fn new(shared: Arc<Shared>, database: fjall::Database) -> Committer {
-        let version = shared.view().version;
-        Committer { shared, database, window: ConflictWindow::new(version) }
+    pub(crate) fn new(shared: Arc<Shared>, log: Log, checkpoint: Checkpoint) -> Committer {
+        let window = ConflictWindow::new(shared.view().version);
+        Committer { shared, window, log, checkpoint }
     }
 
     /// Runs until the queue is closed or the storage fails.
@@ -164,28 +167,28 @@ impl Committer {
             return Ok(());
         }
         let effects = group.into_effects();
-        let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
-        let keyspace = &view.keyspace;
-        for (key, value) in effects {
-            match value {
-                Some(value) => batch.insert(keyspace, key, value),
-                None => batch.remove(keyspace, key),
-            }
-        }
-        batch.insert(keyspace, VERSION_KEY, version.to_be_bytes());
-        if let Err(error) = batch.commit() {
-            // Poisoned means that fjall refused before it wrote. After any other error the batch may or may not be on disk.
-            let known = matches!(error, fjall::Error::Poisoned);
-            let error = storage_error(&error);
-            let answer = if known { error.clone() } else { KvError::CommitUnknown };
-            accepted.into_iter().for_each(|(reply, _)| _ = reply.send(Err(answer.clone())));
+        // Whatever fails from here on, the group may turn out to be in the log when the store is opened again.
+        if let Err(error) = self.write(version, effects, &view.keyspace) {
+            accepted.into_iter().for_each(|(reply, _)| _ = reply.send(Err(KvError::CommitUnknown)));
             return Err(error);
         }
-        self.shared.publish(version, self.database.snapshot());
+        self.shared.publish(version, self.checkpoint.database.snapshot());
         self.shared.counters.commits.fetch_add(accepted.len() as u64, Relaxed);
         self.shared.counters.groups.fetch_add(1, Relaxed);
         accepted.into_iter().for_each(|(reply, stamp)| _ = reply.send(Ok(stamp)));
         Ok(())
+    }
+
+    /// Log, synced, then fjall.
+    fn write(&mut self, version: u64, effects: Effects, keyspace: &Keyspace) -> Result<(), KvError> {
+        if self.log.is_full() {
+            // The segment to be overwritten was filled before the last checkpoint began. The next one covers the segment just filled.
+            self.checkpoint.finish()?;
+            self.checkpoint.begin()?;
+            self.log.turn();
+        }
+        self.log.append(version, &effects).map_err(|error| KvError::Storage(error.to_string()))?;
+        apply(&self.checkpoint.database, keyspace, version, effects).map_err(|error| storage_error(&error))
     }
 }
 

@@ -4,7 +4,7 @@
 //! ```text
 //! LOCK        locked while open; holds the holder's process id
 //! FORMAT      two lines: "catena-kv-embedded" and the format number; written last, so that what has it is complete
-//! data/       fjall's files
+//! data/       the log (log.0, log.1) and fjall's files (fjall/)
 //! creating/   data/ before it is complete; wiped by the next open
 //! ```
 
@@ -131,7 +131,7 @@ impl Directory {
         write().map_err(|error| self.io(error))
     }
 
-    /// Where fjall's files are.
+    /// Where the log and fjall's files are.
     pub(crate) fn data(&self) -> PathBuf {
         self.path.join("data")
     }

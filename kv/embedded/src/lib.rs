@@ -1,7 +1,7 @@
 //! The key-value store of one machine: `catena-kv`'s semantics on [fjall](https://docs.rs/fjall), a log-structured merge tree in Rust.
 //!
-//! fjall gives snapshots, a journal and tables on disk; this crate adds what makes it FoundationDB's semantics (conflict detection,
-//! versionstamps, limits, from [`catena_kv::local`]) and group commit. An acknowledged commit is on disk. Reads are done on the
+//! fjall gives snapshots and tables on disk; this crate adds what makes it FoundationDB's semantics (conflict detection, versionstamps,
+//! limits, from [`catena_kv::local`]), group commit, and a log that makes a commit durable. An acknowledged commit is on disk. Reads are done on the
 //! caller's thread, from memory or the page cache mostly; commits by one thread per store.
 //!
 //! It serves one process on one machine. Several services of it can share one [`EmbeddedDatabase`].
@@ -23,22 +23,28 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod checkpoint;
 mod committer;
 mod directory;
 mod error;
+mod journal;
+mod log;
 mod store;
 mod view;
 
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use catena_kv::local::LocalTransaction;
+use catena_kv::local::{Effects, LocalTransaction};
 use catena_kv::{Database, KvError, Tx, TxOptions};
-use fjall::{Keyspace, KeyspaceCreateOptions};
+use fjall::{Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use crate::directory::{Directory, Found};
-use crate::store::EmbeddedStore;
+use crate::log::{Log, LogError};
+use crate::store::{EmbeddedStore, Start};
 
 pub use error::OpenError;
 
@@ -46,6 +52,8 @@ pub use error::OpenError;
 const VERSION_KEY: &[u8] = b"\xff/version";
 /// fjall's name for the one keyspace.
 const KEYSPACE: &str = "catena";
+/// fjall's directory within the data directory.
+const FJALL: &str = "fjall";
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -56,14 +64,16 @@ pub struct Options {
     /// Memory for writes not yet in tables, in bytes; up to five times this much while tables are being written. Takes effect when
     /// the store is created.
     pub write_buffer: u64,
-    /// Journal on disk before tables are written early, in bytes: bounds disk space and the time to open. At least 64 MiB.
+    /// fjall's journal on disk before tables are written early, in bytes: bounds disk space and the time to open. At least 64 MiB.
     pub journal: u64,
+    /// Each of the log's two segments, in bytes. After so much was committed, it is made durable in fjall, in the background.
+    pub log: u64,
 }
 
 impl Default for Options {
-    /// 64 MiB of cache, 32 MiB of write buffer, 256 MiB of journal.
+    /// 64 MiB of cache, 32 MiB of write buffer, 256 MiB of journal, 32 MiB for each segment of the log.
     fn default() -> Options {
-        Options { cache: 64 << 20, write_buffer: 32 << 20, journal: 256 << 20 }
+        Options { cache: 64 << 20, write_buffer: 32 << 20, journal: 256 << 20, log: 32 << 20 }
     }
 }
 
@@ -77,7 +87,7 @@ pub struct Stats {
     pub refused: u64,
     /// Durable writes: commits / groups is how many share one sync.
     pub groups: u64,
-    /// Bytes on disk, journal included.
+    /// Bytes of fjall's tables and journal on disk; the log has up to 64 MiB besides.
     pub disk: u64,
 }
 
@@ -93,19 +103,28 @@ impl EmbeddedDatabase {
     pub fn open(directory: impl AsRef<Path>, options: Options) -> Result<EmbeddedDatabase, OpenError> {
         let (directory, found) = Directory::lock(directory.as_ref())?;
         if let Found::Nothing = found {
-            directory.create(|data| open_fjall(&directory, data, &options).map(drop))?;
+            directory.create(|data| create(&directory, data, &options))?;
         }
-        let (database, keyspace) = open_fjall(&directory, &directory.data(), &options)?;
-        let version = match keyspace.get(VERSION_KEY).map_err(|error| fjall_error(&directory, error))? {
-            None => 0,
-            Some(bytes) => {
-                let bytes = bytes.as_ref().try_into();
-                u64::from_be_bytes(bytes.map_err(|_| directory.damaged("the version record is not 8 bytes"))?)
-            }
-        };
-        let path = directory.data();
-        let store = EmbeddedStore::start(directory, database, keyspace, version)
-            .map_err(|source| OpenError::Io { directory: path, source })?;
+        let data = directory.data();
+        let io = |error| directory.io(error);
+        let (log, found) = Log::open(&data, options.log).map_err(|error| match error {
+            LogError::Io(error) => io(error),
+            LogError::Damaged(reason) => directory.damaged(reason),
+        })?;
+        let cut = journal::cut_torn_end(&data.join(FJALL)).map_err(io)?;
+        if cut > 0 {
+            tracing::info!(bytes = cut, "cut off a torn end of fjall's journal; the log has what it lacks");
+        }
+        let (database, keyspace) = open_fjall(&directory, &data.join(FJALL), &options)?;
+        let replayed = replay(&database, &keyspace, &found).map_err(|error| match error {
+            ReplayError::Fjall(error) => fjall_error(&directory, error),
+            ReplayError::Damaged(reason) => directory.damaged(reason),
+        })?;
+        let version = found.newest();
+        tracing::info!(version, replayed, "key-value store open");
+        let committer = Start { log, database, keyspace, version, journals: data.join(FJALL) };
+        let store = EmbeddedStore::start(directory, committer)
+            .map_err(|source| OpenError::Io { directory: data, source })?;
         Ok(EmbeddedDatabase { store: Arc::new(store) })
     }
 
@@ -119,6 +138,59 @@ impl EmbeddedDatabase {
             disk: self.store.database.disk_space().unwrap_or(0),
         }
     }
+}
+
+/// Writes an empty store into `data`, synced, and closes it.
+fn create(directory: &Directory, data: &Path, options: &Options) -> Result<(), OpenError> {
+    let io = |error| directory.io(error);
+    std::fs::create_dir(data).map_err(io)?;
+    // Not guessable for users whose keys and values the log will hold; nothing else depends on it.
+    let salt = RandomState::new().hash_one(std::process::id());
+    log::create(data, salt).map_err(io)?;
+    open_fjall(directory, &data.join(FJALL), options)?;
+    File::open(data).and_then(|data| data.sync_all()).map_err(io)
+}
+
+enum ReplayError {
+    Fjall(fjall::Error),
+    Damaged(String),
+}
+
+/// Brings fjall up to the log, durably, so that either segment of the log may be overwritten. Returns how many versions it lacked.
+fn replay(database: &fjall::Database, keyspace: &Keyspace, found: &log::Found) -> Result<usize, ReplayError> {
+    let version = match keyspace.get(VERSION_KEY).map_err(ReplayError::Fjall)? {
+        None => 0,
+        Some(bytes) => {
+            let bytes = bytes.as_ref().try_into();
+            let damaged = |_| ReplayError::Damaged("its version record is not 8 bytes".into());
+            u64::from_be_bytes(bytes.map_err(damaged)?)
+        }
+    };
+    let mut replayed = 0;
+    for (version, effects) in found.after(version).map_err(ReplayError::Damaged)? {
+        apply(database, keyspace, version, effects).map_err(ReplayError::Fjall)?;
+        replayed += 1;
+    }
+    database.persist(PersistMode::SyncAll).map_err(ReplayError::Fjall)?;
+    Ok(replayed)
+}
+
+/// Writes a group's effects into fjall's memtable and its journal's buffer. Durability is the log's.
+fn apply(
+    database: &fjall::Database,
+    keyspace: &Keyspace,
+    version: u64,
+    effects: Effects,
+) -> fjall::Result<()> {
+    let mut batch = database.batch().durability(None);
+    for (key, value) in effects {
+        match value {
+            Some(value) => batch.insert(keyspace, key, value),
+            None => batch.remove(keyspace, key),
+        }
+    }
+    batch.insert(keyspace, VERSION_KEY, version.to_be_bytes());
+    batch.commit()
 }
 
 fn open_fjall(

@@ -1,5 +1,6 @@
 //! What transactions and the committer share, and the [`Store`] made of it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
@@ -9,8 +10,10 @@ use catena_kv::{BoxFuture, KvError, Versionstamp};
 use fjall::{Keyspace, Snapshot};
 use parking_lot::RwLock;
 
+use crate::checkpoint::Checkpoint;
 use crate::committer::{Committer, Queue};
 use crate::directory::Directory;
+use crate::log::Log;
 use crate::view::FjallView;
 
 /// Shared with the committer.
@@ -42,6 +45,17 @@ impl Shared {
     }
 }
 
+/// What a store is started with: a log and a fjall database that holds all of it, durably.
+pub(crate) struct Start {
+    pub(crate) log: Log,
+    pub(crate) database: fjall::Database,
+    pub(crate) keyspace: Keyspace,
+    /// The version of the last commit.
+    pub(crate) version: u64,
+    /// Where fjall's journals are.
+    pub(crate) journals: PathBuf,
+}
+
 /// An open store.
 pub(crate) struct EmbeddedStore {
     pub(crate) shared: Arc<Shared>,
@@ -52,20 +66,16 @@ pub(crate) struct EmbeddedStore {
 }
 
 impl EmbeddedStore {
-    /// Starts the committer on an open fjall database whose last commit was at `version`.
-    pub(crate) fn start(
-        directory: Directory,
-        database: fjall::Database,
-        keyspace: Keyspace,
-        version: u64,
-    ) -> std::io::Result<EmbeddedStore> {
+    /// Starts the committer.
+    pub(crate) fn start(directory: Directory, start: Start) -> std::io::Result<EmbeddedStore> {
+        let Start { log, database, keyspace, version, journals } = start;
         let view = FjallView { version, snapshot: database.snapshot(), keyspace };
         let shared = Arc::new(Shared {
             view: RwLock::new(Arc::new(view)),
             queue: Queue::default(),
             counters: Counters::default(),
         });
-        let committer = Committer::new(shared.clone(), database.clone());
+        let committer = Committer::new(shared.clone(), log, Checkpoint::new(database.clone(), journals));
         let committer =
             std::thread::Builder::new().name("kv-commit".into()).spawn(move || committer.run())?;
         Ok(EmbeddedStore { shared, database, committer: Some(committer), _directory: directory })
@@ -91,5 +101,46 @@ impl Drop for EmbeddedStore {
         if let Some(committer) = self.committer.take() {
             let _ = committer.join(); // It panicked: it has said so, and there is nothing left to close.
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use catena_kv::local::LocalTransaction;
+    use catena_kv::{Isolation, Transaction};
+
+    use super::*;
+    use crate::{EmbeddedDatabase, FJALL, Options, open_fjall};
+
+    #[test]
+    fn nothing_is_committed_after_the_log_failed_and_reads_go_on() {
+        let path = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        drop(EmbeddedDatabase::open(path.path(), Options::default()).unwrap());
+        let (directory, _) = Directory::lock(path.path()).unwrap();
+        let journals = directory.data().join(FJALL);
+        let (database, keyspace) = open_fjall(&directory, &journals, &Options::default()).unwrap();
+        let Ok((mut log, _)) = Log::open(&directory.data(), 1 << 20) else { panic!("the log opens") };
+        log.fail();
+        let start = Start { log, database, keyspace, version: 0, journals };
+        let store = Arc::new(EmbeddedStore::start(directory, start).unwrap());
+        runtime.block_on(async {
+            let reader = LocalTransaction::new(store.clone());
+            reader.get(b"a", Isolation::Serializable).await.unwrap();
+            let commit = async || {
+                let tx = LocalTransaction::new(store.clone());
+                tx.set(b"a", b"1").unwrap();
+                tx.commit().await
+            };
+            assert_eq!(commit().await, Err(KvError::CommitUnknown));
+            for _ in 0..3 {
+                assert!(matches!(commit().await, Err(KvError::Storage(_))));
+            }
+            assert_eq!(reader.get(b"a", Isolation::Serializable).await, Ok(None));
+        });
+        drop(store);
+        // What was not acknowledged as committed was not written in this case.
+        let db = EmbeddedDatabase::open(path.path(), Options::default()).unwrap();
+        assert_eq!(db.store.shared.view().version, 0);
     }
 }
