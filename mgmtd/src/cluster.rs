@@ -156,24 +156,26 @@ impl Cluster {
         counts
     }
 
-    /// Puts the newest figures (use of disks and targets, local states) into routing information for people. They change without a new
-    /// routing version, so that heartbeats wake nobody.
-    pub fn figures(&self, wire: &mut pb::RoutingInfo) {
-        for node in &mut wire.nodes {
-            let Some(presence) = self.presence.get(&NodeId(node.id)) else { continue };
+    /// Routing information with the newest figures (use of disks and targets, local states). They change without a new routing version,
+    /// so that heartbeats wake nobody.
+    pub fn with_figures(&self) -> RoutingInfo {
+        let mut info = self.info.clone();
+        for (id, node) in &mut info.nodes {
+            let Some(presence) = self.presence.get(id) else { continue };
             for disk in &mut node.disks {
                 if let Some(newest) = presence.disks.iter().find(|newest| newest.id == disk.id) {
                     (disk.used, disk.capacity) = (newest.used, newest.capacity);
                 }
             }
         }
-        for target in &mut wire.targets {
-            let presence = self.presence.get(&NodeId(target.node));
-            if let Some(report) = presence.and_then(|presence| presence.reports.get(&TargetId(target.id))) {
+        for (id, target) in &mut info.targets {
+            let presence = self.presence.get(&target.node);
+            if let Some(report) = presence.and_then(|presence| presence.reports.get(id)) {
                 (target.used, target.chunks) = (report.used, report.chunks);
-                target.local = report.local.into();
+                target.local = report.local;
             }
         }
+        info
     }
 }
 

@@ -246,8 +246,8 @@ impl Service {
         Ok(reply)
     }
 
-    /// Routing information newer than what the caller has, as soon as there is any. With `known_version` 0 the answer has the newest
-    /// figures (use of disks and targets), which otherwise are of the time of the last change.
+    /// Routing information newer than what the caller has, as soon as there is any. Who knows nothing and does not wait (`known_version`
+    /// and `wait_ms` 0) gets the newest figures (use of disks and targets), which otherwise are of the time of the last change.
     pub async fn get_routing(&self, request: GetRoutingRequest) -> Result<GetRoutingReply, Failure> {
         let outcome = self.get_routing_now(request).await;
         self.count("get_routing", outcome)
@@ -258,11 +258,9 @@ impl Service {
         let mut published = self.published.subscribe();
         let known = request.known_version;
         let newer = |published: &Arc<Published>| published.info.version.0 > known;
-        if known == 0 && newer(&published.borrow()) {
-            let state = self.state.lock().await;
-            let mut wire = pb::RoutingInfo::from(&state.cluster.info);
-            state.cluster.figures(&mut wire);
-            return Ok(GetRoutingReply { routing: Some(wire), ..Default::default() });
+        if (known, request.wait_ms) == (0, 0) && newer(&published.borrow()) {
+            let info = self.state.lock().await.cluster.with_figures();
+            return Ok(GetRoutingReply { routing: Some((&info).into()), ..Default::default() });
         }
         let wait = Duration::from_millis(request.wait_ms).min(MAX_WAIT);
         let waiting = Waiting::new(&self.metrics);
@@ -402,7 +400,7 @@ impl Service {
             self.metrics.chain_changes.inc_by(changes.chains.len() as u64);
             let failed = |event: &&Event| matches!(event, Event::NodeFailed { .. });
             self.metrics.nodes_failed.inc_by(changes.events.iter().filter(failed).count() as u64);
-            self.published.send_replace(Published::new(state.cluster.info.clone()));
+            self.published.send_replace(Published::new(state.cluster.with_figures()));
         }
         // Counting is work; a heartbeat that brings nothing new is none.
         if !changes.is_empty() || !changes.evaluated.is_empty() {

@@ -8,7 +8,7 @@ use catena_proto::ids::RoutingVersion;
 use catena_proto::routing::RoutingInfo;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
@@ -49,6 +49,9 @@ pub struct RoutingSetter {
 struct Handle {
     board: Arc<Board>,
     poll: Option<AbortHandle>,
+    /// Absent in a watch that is fed by hand.
+    client: Option<MgmtdClient>,
+    figures: Mutex<Option<(Instant, Arc<RoutingInfo>)>>,
 }
 
 impl Drop for Handle {
@@ -95,15 +98,16 @@ impl RoutingWatch {
     /// Follows mgmtd by long poll in a task that ends with the last clone of the watch. Must be called inside a tokio runtime.
     pub fn spawn(client: MgmtdClient, options: WatchOptions) -> RoutingWatch {
         let board = Board::new(RoutingInfo { cluster: client.cluster(), ..Default::default() });
-        let poll = tokio::spawn(follow(client, options, board.clone())).abort_handle();
-        RoutingWatch { handle: Arc::new(Handle { board, poll: Some(poll) }) }
+        let poll = tokio::spawn(follow(client.clone(), options, board.clone())).abort_handle();
+        let (poll, client) = (Some(poll), Some(client));
+        RoutingWatch { handle: Arc::new(Handle { board, poll, client, figures: Mutex::default() }) }
     }
 
     /// Fed by hand, for tests and tools.
     pub fn manual(info: RoutingInfo) -> (RoutingSetter, RoutingWatch) {
         let board = Board::new(info);
-        let watch = RoutingWatch { handle: Arc::new(Handle { board: board.clone(), poll: None }) };
-        (RoutingSetter { board }, watch)
+        let handle = Handle { board: board.clone(), poll: None, client: None, figures: Mutex::default() };
+        (RoutingSetter { board }, RoutingWatch { handle: Arc::new(handle) })
     }
 
     /// The newest snapshot. For a short look on a hot path prefer [`RoutingWatch::load`].
@@ -114,6 +118,26 @@ impl RoutingWatch {
     /// The newest snapshot without touching its reference count; do not keep it over an await.
     pub fn load(&self) -> arc_swap::Guard<Arc<RoutingInfo>> {
         self.handle.board.current.load()
+    }
+
+    /// A snapshot whose figures (use and capacity of disks, use of targets) are at most `max_age` old: `df` needs them, routing does not.
+    /// Figures change without a new version, so the snapshots of [`RoutingWatch::current`] have them as of the last change only. Asks
+    /// mgmtd if need be; if that fails, the newest snapshot has to do.
+    pub async fn figures(&self, max_age: Duration) -> Arc<RoutingInfo> {
+        let Some(client) = &self.handle.client else { return self.current() };
+        let mut figures = self.handle.figures.lock().await;
+        if let Some((_, info)) = figures.as_ref().filter(|(at, _)| at.elapsed() <= max_age) {
+            return info.clone();
+        }
+        let asked = Instant::now();
+        match poll(client, RoutingVersion(0), Duration::ZERO).await {
+            Ok(Some(info)) => {
+                let info = Arc::new(info);
+                *figures = Some((asked, info.clone()));
+                info
+            }
+            _ => self.current(),
+        }
     }
 
     /// The version of the newest snapshot.

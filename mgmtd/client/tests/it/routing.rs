@@ -75,3 +75,22 @@ async fn routing_of_another_cluster_is_refused() {
     let seen = watch.newer_than(RoutingVersion(0), Instant::now() + Duration::from_secs(5)).await;
     assert!(seen.is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn figures_are_asked_for_when_wanted_and_kept_for_a_while() {
+    let fake = Fake::new();
+    fake.publish(3);
+    let watch = RoutingWatch::spawn(client(&[&fake]), WatchOptions::default());
+    watch.changed(RoutingVersion(0)).await;
+    settle().await;
+    let calls = fake.calls();
+    for _ in 0..5 {
+        assert_eq!(watch.figures(Duration::from_secs(1)).await.version, RoutingVersion(3));
+    }
+    assert_eq!(fake.calls(), calls + 1);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    watch.figures(Duration::from_secs(1)).await;
+    assert_eq!(fake.calls(), calls + 2);
+    let (_setter, manual) = RoutingWatch::manual(routing(5));
+    assert_eq!(manual.figures(Duration::ZERO).await.version, RoutingVersion(5));
+}
