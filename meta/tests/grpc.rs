@@ -226,10 +226,10 @@ async fn large_directories_are_listed_in_pages_and_measured() {
         .map(|caller| {
             let (meta, who) = (meta.clone(), who.clone());
             tokio::spawn(async move {
-                for nth in 0..200 {
+                for nth in 0..50 {
                     // Long links fill a page long before its number of entries does.
-                    let place = Place::path(format!("/d/{:04}", caller * 200 + nth));
-                    meta.symlink(&who, &place, [b'x'; 2000]).await.unwrap();
+                    let place = Place::path(format!("/d/{:04}", caller * 50 + nth));
+                    meta.symlink(&who, &place, [b'x'; 4000]).await.unwrap();
                 }
             })
         })
@@ -250,8 +250,8 @@ async fn large_directories_are_listed_in_pages_and_measured() {
             _ => break,
         }
     }
-    assert!(pages > 5);
-    assert_eq!(names.len(), 3201);
+    assert!(pages > 2);
+    assert_eq!(names.len(), 801);
     assert!(names.windows(2).all(|pair| pair[0] < pair[1]), "in order, each once");
 
     let mut cursor = Bytes::new();
@@ -266,7 +266,7 @@ async fn large_directories_are_listed_in_pages_and_measured() {
             break;
         }
     }
-    assert_eq!((files, directories), (3200, 3));
-    assert!(pages > 30);
+    assert_eq!((files, directories), (800, 3));
+    assert!(pages > 7);
     running.stop().await;
 }
