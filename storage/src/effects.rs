@@ -1,23 +1,35 @@
-//! What a step of the protocol asks for, begun in order under the target's lock and finished outside it.
+//! What a step of the protocol asks for, carried out in the order in which it was asked.
 //!
-//! **Order.** The protocol asks that effects of one step are carried out in order, that a commit is in the store before the next step,
-//! and that stages of a chunk begin in the order given. All three follow from one rule: effects are *begun* under the lock, and the
-//! beginning never waits. A commit is a change in memory. A stage or a forward is a future that is polled once, which puts it into the
-//! engine's or the connection's queue; it is finished outside, by a task that comes back with a step of its own. A control message is
-//! put into its node's queue. Nothing that is begun calls back into a target, so the lock is never wanted twice by one thread.
+//! The protocol asks that effects of one step are carried out in order, that a commit is in the store before the next step, and that
+//! stages of a chunk begin in the order given. Effects fall into two kinds.
+//!
+//! *On this node*: commits, stages, answers. They are begun under the target's lock, and the beginning never waits and never calls
+//! back into a target: a commit changes memory, a stage is a future that is polled once, which puts it on its way to the disk, and
+//! finished by a task that comes back with a step of its own.
+//!
+//! *To other nodes*: messages. Under the lock they only get their place in the target's outbox. Whoever finds the outbox unattended
+//! empties it after the lock is free again, in order, while others may step on and add to it. (A transport may hand a message over
+//! within the call that sends it, and the answer may come back on the same stack: with the lock held that would never end.)
+//!
+//! So the order of messages among themselves and of local effects among themselves is the order of steps. A message may leave a
+//! little after a later step's local effect. No rule rests on that: the network delays messages too, a message says what was true in
+//! the step that made it, and what it says stays true (durable stays durable, committed stays committed) or is bound to its chain
+//! version. The one exception is the lease, and it is looked at when the message leaves.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use catena_craq::{Effect, Forward, Msg, Outcome, Refusal};
+use catena_craq::{Effect, Fenced, Forward, Msg, Outcome, Refusal};
 use catena_engine::{EngineError, Staged, Staging};
 use catena_net::Call;
 use catena_proto::frame;
 use catena_proto::ids::*;
 use catena_proto::status::Status;
+use parking_lot::MutexGuard;
 use tracing::error;
 
 use crate::node::Node;
@@ -33,9 +45,82 @@ const FORWARD_DEADLINE: Duration = Duration::from_secs(10);
 /// After a forward that did not arrive.
 const RESEND_PAUSE: Duration = Duration::from_millis(50);
 
+/// A message to another node.
+pub(crate) enum Outgoing {
+    Forward {
+        to: TargetId,
+        place: usize,
+        chain_version: ChainVersion,
+        forward: Forward<Payload>,
+    },
+    Full(Full),
+    Control {
+        to: TargetId,
+        item: Control,
+    },
+    /// Only if the lease holds when it leaves (R10, R11).
+    Fenced {
+        to: TargetId,
+        chain_version: ChainVersion,
+        msg: Fenced<Msg<Payload>>,
+    },
+}
+
+/// Messages that wait for the lock to be free.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    queue: VecDeque<Outgoing>,
+    /// Somebody is emptying it.
+    attended: bool,
+}
+
 impl Target {
+    /// Changes the state, begins what follows from it, and sends what is to be sent.
+    pub fn act<R>(self: &Arc<Self>, node: &Arc<Node>, change: impl FnOnce(&mut State) -> R) -> R {
+        let result = {
+            let mut state = self.state();
+            let result = change(&mut state);
+            self.carry_out(node, &mut state);
+            result
+        };
+        self.send_all(node);
+        result
+    }
+
+    /// Empties the outbox, unless somebody is at it.
+    fn send_all(self: &Arc<Self>, node: &Arc<Node>) {
+        let mut outbox = self.outbox.lock();
+        if std::mem::replace(&mut outbox.attended, true) {
+            return;
+        }
+        while let Some(message) = outbox.queue.pop_front() {
+            MutexGuard::unlocked(&mut outbox, || self.send_one(node, message));
+        }
+        outbox.attended = false;
+    }
+
+    fn send_one(self: &Arc<Self>, node: &Arc<Node>, message: Outgoing) {
+        match message {
+            Outgoing::Forward { to, place, chain_version, forward } => {
+                self.forward(node, to, place, chain_version, forward);
+            }
+            Outgoing::Full(full) => resync::send_full(self.clone(), node.clone(), full),
+            Outgoing::Control { to, item } => node.send_control(to, item),
+            Outgoing::Fenced { to, chain_version, msg } => {
+                let msg = msg.open(|| self.lease_holds(node));
+                if let Some(item) = msg.and_then(|msg| Control::from_msg(self.id, to, chain_version, &msg)) {
+                    node.send_control(to, item);
+                }
+            }
+        }
+    }
+
+    fn put_out(&self, message: Outgoing) {
+        self.outbox.lock().queue.push_back(message);
+    }
+
     /// Begins everything that the last step asked for, in order.
-    pub(crate) fn carry_out(self: &Arc<Self>, node: &Arc<Node>, state: &mut State) {
+    fn carry_out(self: &Arc<Self>, node: &Arc<Node>, state: &mut State) {
         while !state.out.is_empty() {
             let mut out = std::mem::take(&mut state.out);
             for effect in out.drain(..) {
@@ -64,16 +149,14 @@ impl Target {
                     self.go_offline(node, state, "a staged version could not be committed");
                 }
             }
-            Effect::Send { to, chain_version, msg } => self.send(node, state, to, chain_version, msg),
+            Effect::Send { to, chain_version, msg } => self.send(state, to, chain_version, msg),
             Effect::SendFenced { to, chain_version, msg } => {
-                if let Some(msg) = msg.open(|| self.lease_holds(node)) {
-                    self.send(node, state, to, chain_version, msg);
-                }
+                self.put_out(Outgoing::Fenced { to, chain_version, msg });
             }
             Effect::SendFull { to, chain_version, chunk, id, tag, first, durable } => {
-                let place = state.replica.view().path.iter().position(|&member| member == to).unwrap_or(1);
+                let place = place(state, to);
                 let full = Full { to, place, chain_version, chunk, id, tag, full: true, first, durable };
-                resync::send_full(self.clone(), node.clone(), full);
+                self.put_out(Outgoing::Full(full));
             }
             Effect::Answer { request, outcome } => {
                 if let Some(waiter) = state.writes.remove(&request) {
@@ -132,11 +215,10 @@ impl Target {
         tokio::spawn(async move {
             let staged = staging.await;
             node.metrics.pending.dec();
-            let mut state = target.state();
-            let state = &mut *state;
-            state.staging -= 1;
-            target.staged(&node, state, chunk, id, staged);
-            target.carry_out(&node, state);
+            target.act(&node, |state| {
+                state.staging -= 1;
+                target.staged(&node, state, chunk, id, staged);
+            });
         });
     }
 
@@ -160,35 +242,25 @@ impl Target {
         }
     }
 
-    fn send(
-        self: &Arc<Self>,
-        node: &Arc<Node>,
-        state: &State,
-        to: TargetId,
-        cv: ChainVersion,
-        msg: Msg<Payload>,
-    ) {
-        match msg {
+    fn send(&self, state: &State, to: TargetId, chain_version: ChainVersion, msg: Msg<Payload>) {
+        self.put_out(match msg {
             Msg::Forward(forward) if forward.payload.is_spooled() => {
-                let place = state.replica.view().path.iter().position(|&member| member == to).unwrap_or(1);
                 let Forward { chunk, id, tag, full, first, durable, .. } = forward;
-                let full = Full { to, place, chain_version: cv, chunk, id, tag, full, first, durable };
-                resync::send_full(self.clone(), node.clone(), full);
+                let place = place(state, to);
+                Outgoing::Full(Full { to, place, chain_version, chunk, id, tag, full, first, durable })
             }
             Msg::Forward(forward) => {
-                let place = state.replica.view().path.iter().position(|&member| member == to).unwrap_or(1);
-                self.forward(node, to, place, cv, forward);
+                Outgoing::Forward { to, place: place(state, to), chain_version, forward }
             }
-            msg => {
-                if let Some(item) = Control::from_msg(self.id, to, cv, &msg) {
-                    node.send_control(to, item);
-                }
-            }
-        }
+            msg => match Control::from_msg(self.id, to, chain_version, &msg) {
+                Some(item) => Outgoing::Control { to, item },
+                None => return,
+            },
+        });
     }
 
     /// Sends a forward to the replica at `place` of the path.
-    pub fn forward(
+    fn forward(
         self: &Arc<Self>,
         node: &Arc<Node>,
         to: TargetId,
@@ -288,4 +360,9 @@ impl Target {
             self.step(node, |replica, _, out| replica.refused(to, cv, item.chunk(), refusal, out));
         }
     }
+}
+
+/// Where a replica is in the path; the successor of a head if the chain has changed since.
+fn place(state: &State, to: TargetId) -> usize {
+    state.replica.view().path.iter().position(|&member| member == to).unwrap_or(1)
 }

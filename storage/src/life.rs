@@ -45,27 +45,29 @@ impl Membership {
 impl Target {
     /// The chain as it is now. Older versions change nothing; true if this one was new.
     pub fn adopt(self: &Arc<Self>, node: &Arc<Node>, membership: Membership) -> bool {
-        let mut state = self.state();
-        let state = &mut *state;
         let Membership { view, state: public, joined_at } = membership;
-        if view.version <= state.replica.view().version {
-            return false;
-        }
-        let (version, before) = (view.version, state.replica.role());
-        (state.public, state.joined_at) = (public, joined_at);
-        state.successor_short = false;
-        state.resync = None;
-        state.replica.adopt(view, &mut state.out);
-        self.carry_out(node, state);
-        let (role, view) = (state.replica.role(), state.replica.view());
+        let version = view.version;
+        let adopted = self.act(node, |state| {
+            if view.version <= state.replica.view().version {
+                return None;
+            }
+            let before = state.replica.role();
+            (state.public, state.joined_at) = (public, joined_at);
+            state.successor_short = false;
+            state.resync = None;
+            state.replica.adopt(view, &mut state.out);
+            self.note_adopted(version);
+            Some((before, state.replica.role(), state.replica.view().clone()))
+        });
+        let Some((before, role, view)) = adopted else { return false };
         info!(
             target = %self.id, chain = %self.chain, chain_version = version.0, ?public, ?role, ?before,
             path = ?view.path, syncing = view.syncing, "chain version adopted"
         );
+        let mut state = self.state();
         match view.successor(self.id) {
             Some((to, true)) if state.outage.is_none() && matches!(role, Role::Serving(_)) => {
-                let joined_at = view.joined_at;
-                state.resync = Some(resync::drive(self, node, to, version, joined_at));
+                state.resync = Some(resync::drive(self, node, to, version, view.joined_at));
             }
             _ => {}
         }
@@ -73,7 +75,6 @@ impl Target {
             // The chain goes on without it, so it may come back.
             tokio::spawn(self.clone().recover(node.clone()));
         }
-        self.note_adopted(version);
         true
     }
 
@@ -103,19 +104,21 @@ impl Target {
         if self.disk.has_failed() {
             return;
         }
-        let mut state = self.state();
-        let state = &mut *state;
-        if state.outage.is_none() || state.retired || state.replica.role() != Role::Outside {
-            return;
+        let reason = self.act(&node, |state| {
+            if state.retired || state.replica.role() != Role::Outside {
+                return None;
+            }
+            let reason = state.outage.take()?;
+            let mut replica = Replica::new(self.id);
+            replica.restore(self.disk.restored(self.id), &StoreView::new(&self.disk, self.id));
+            replica.adopt(state.replica.view().clone(), &mut state.out);
+            state.replica = replica;
+            Some(reason)
+        });
+        if let Some(reason) = reason {
+            info!(target = %self.id, chain = %self.chain, reason, "the target may come back");
+            node.kick_heartbeat();
         }
-        let mut replica = Replica::new(self.id);
-        replica.restore(self.disk.restored(self.id), &StoreView::new(&self.disk, self.id));
-        replica.adopt(state.replica.view().clone(), &mut state.out);
-        state.replica = replica;
-        let reason = state.outage.take().unwrap_or_default();
-        self.carry_out(&node, state);
-        info!(target = %self.id, chain = %self.chain, reason, "the target may come back");
-        node.kick_heartbeat();
     }
 
     /// The service ends: nothing more is begun.

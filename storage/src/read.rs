@@ -7,11 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use catena_buf::Buf;
 use catena_craq::{Fenced, ReadAt};
 use catena_engine::{EngineError, ReadData, ReadRequest};
-use catena_net::Incoming;
 use catena_proto::frame::{self, ReadItem, ReadResult};
 use catena_proto::ids::*;
 use catena_proto::status::Status;
@@ -51,15 +50,15 @@ struct Group {
 }
 
 /// Answers a batch of reads.
-pub(crate) async fn batch(node: &Arc<Node>, request: Incoming, deadline: Duration) -> (Answer, u64) {
-    let items = match request::decode_reads(&request.body) {
-        Ok(items) if items.len() == request.room().len() => items,
+pub(crate) async fn batch(node: &Arc<Node>, body: Bytes, room: &[u32], deadline: Duration) -> (Answer, u64) {
+    let items = match request::decode_reads(&body) {
+        Ok(items) if items.len() == room.len() => items,
         Ok(_) => return (only(Status::Malformed), 0),
         Err(status) => return (only(status), 0),
     };
     let until = Instant::now() + deadline;
     let mut outcomes: Vec<Outcome> = Vec::with_capacity(items.len());
-    let (groups, slow) = sort(node, items, request.room(), &mut outcomes);
+    let (groups, slow) = sort(node, items, room, &mut outcomes);
     let clean = join_all(groups.into_iter().map(|group| read_group(node, group)));
     let dirty = join_all(slow.into_iter().map(|(place, reading)| async move {
         let read = one(node, &items[place], reading, until);

@@ -43,6 +43,8 @@ impl Service for FrontDoor {
         let node = self.0.clone();
         Box::pin(async move {
             let begun = node.clock.monotonic();
+            // Only reads make room for data; the rest have an empty list.
+            let room = request.room().to_vec();
             let (request, responder) = request.split();
             let kind = match request.method {
                 method::WRITE => OpKind::Write,
@@ -54,25 +56,30 @@ impl Service for FrontDoor {
                 _ => return responder.status(Status::UnknownMethod),
             };
             let _in_flight = node.metrics.begin(kind);
-            let (status, bytes) = answer(&node, kind, request, responder).await;
+            let (status, bytes) = answer(&node, kind, request, room, responder).await;
             node.metrics.done(kind, status, bytes, node.clock.monotonic().since(begun));
         })
     }
 }
 
 /// Carries a request out and answers it; returns how it went and the bytes of data it carried.
-async fn answer(node: &Arc<Node>, kind: OpKind, request: Incoming, responder: Responder) -> (Status, u64) {
+async fn answer(
+    node: &Arc<Node>,
+    kind: OpKind,
+    request: Incoming,
+    room: Vec<u32>,
+    responder: Responder,
+) -> (Status, u64) {
     let from_client = matches!(kind, OpKind::Write | OpKind::Read | OpKind::Chunks);
     if from_client && node.is_stopping() {
         responder.status(Status::ShuttingDown);
         return (Status::ShuttingDown, 0);
     }
     let from_node = matches!(request.peer, PeerId::Node(_));
-    let deadline = request.deadline;
     let (answer, bytes) = match kind {
         // A write's answer is all it takes; its data is counted as it came.
         OpKind::Write => write::write(node, request).await,
-        OpKind::Read => read::batch(node, request, deadline).await,
+        OpKind::Read => read::batch(node, request.body, &room, request.deadline).await,
         OpKind::Chunks => (chunks::answer(node, request.method, request.body).await, 0),
         // Messages between replicas are believed: only nodes may send them.
         _ if !from_node => (only(Status::NotPermitted), 0),

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use tracing::warn;
 
 use crate::disk::Disk;
+use crate::effects::Outbox;
 use crate::node::Node;
 use crate::payload::Payload;
 use crate::resync;
@@ -56,6 +57,7 @@ pub(crate) struct Target {
     /// The disk's number of stages when they were counted.
     pub counted_at: AtomicU64,
     state: Mutex<State>,
+    pub outbox: Mutex<Outbox>,
 }
 
 pub(crate) struct State {
@@ -144,6 +146,7 @@ impl Target {
             chunks: AtomicU64::new(0),
             counted_at: AtomicU64::new(u64::MAX),
             state: Mutex::new(state),
+            outbox: Mutex::default(),
         }
     }
 
@@ -172,11 +175,7 @@ impl Target {
         node: &Arc<Node>,
         happens: impl FnOnce(&mut Replica<Payload>, &StoreView<'_>, &mut Vec<Effect<Payload>>) -> R,
     ) -> R {
-        let mut state = self.state.lock();
-        let state = &mut *state;
-        let result = happens(&mut state.replica, &self.store(), &mut state.out);
-        self.carry_out(node, state);
-        result
+        self.act(node, |state| happens(&mut state.replica, &self.store(), &mut state.out))
     }
 
     /// Waits until at least `version` is adopted.
@@ -202,18 +201,19 @@ impl Target {
         payload: Payload,
     ) -> Result<(Waiting, oneshot::Receiver<WriteOutcome>), Status> {
         let (answer, outcome) = oneshot::channel();
-        let mut state = self.state.lock();
-        let state = &mut *state;
-        if state.outage.is_some() {
-            return Err(Status::NotServing);
-        }
-        if state.staging.max(state.writes.len()) >= MAX_PENDING {
-            return Err(Status::Busy);
-        }
-        let request = RequestId(state.handle());
-        state.writes.insert(request, WriteWaiter { chunk, tag, answer });
-        state.replica.write(request, chain_version, chunk, tag, payload, &self.store(), &mut state.out);
-        self.carry_out(node, state);
+        let request = self.act(node, |state| {
+            if state.outage.is_some() {
+                return Err(Status::NotServing);
+            }
+            if state.staging.max(state.writes.len()) >= MAX_PENDING {
+                return Err(Status::Busy);
+            }
+            let request = RequestId(state.handle());
+            state.writes.insert(request, WriteWaiter { chunk, tag, answer });
+            let State { replica, out, .. } = state;
+            replica.write(request, chain_version, chunk, tag, payload, &self.store(), out);
+            Ok(request)
+        })?;
         Ok((Waiting { target: Some(self.clone()), what: What::Write(request) }, outcome))
     }
 
@@ -243,14 +243,14 @@ impl Target {
         chain_version: ChainVersion,
         msg: Msg<Payload>,
     ) -> Result<(), Status> {
-        let mut state = self.state.lock();
-        let state = &mut *state;
-        if state.outage.is_some() {
-            return Err(Status::NotYet);
-        }
-        let received = state.replica.receive(from, chain_version, msg, &self.store(), &mut state.out);
-        self.carry_out(node, state);
-        received.map_err(wire::refusal_status)
+        self.act(node, |state| {
+            if state.outage.is_some() {
+                return Err(Status::NotYet);
+            }
+            let State { replica, out, .. } = state;
+            let received = replica.receive(from, chain_version, msg, &self.store(), out);
+            received.map_err(wire::refusal_status)
+        })
     }
 
     pub(crate) fn hear_of_space(&self, verdict: Verdict) {
@@ -292,16 +292,15 @@ impl Target {
 
     /// Some time has passed: what was not answered is sent again.
     pub fn tick(self: &Arc<Self>, node: &Arc<Node>) {
-        let mut state = self.state.lock();
-        let state = &mut *state;
-        if state.replica.active_chunks() > 0 {
-            state.replica.tick(&mut state.out);
-            self.carry_out(node, state);
-        }
-        if state.successor_short
-            && let Some((to, _)) = state.replica.view().successor(self.id)
-        {
-            node.send_control(to, Control::space(self.id, to, state.replica.view().version));
+        let ask = self.act(node, |state| {
+            if state.replica.active_chunks() > 0 {
+                state.replica.tick(&mut state.out);
+            }
+            let view = state.replica.view();
+            view.successor(self.id).filter(|_| state.successor_short).map(|(to, _)| (to, view.version))
+        });
+        if let Some((to, version)) = ask {
+            node.send_control(to, Control::space(self.id, to, version));
         }
     }
 }

@@ -1,0 +1,602 @@
+//! A small world for the storage service: real services and real engines on directories, a network in memory, and a hand that plays
+//! mgmtd. One chain; target `i` is on node `i`.
+#![allow(dead_code, missing_docs)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use catena_buf::{Buf, BufPool, PoolClass, PoolConfig};
+use catena_mgmtd_client::{Lease, RoutingSetter, RoutingWatch};
+use catena_net::mem::MemNetwork;
+use catena_net::{Call, Connection, Identity, PeerId, Segment, Transport};
+use catena_proto::checksum;
+use catena_proto::clock::{Clock, Monotonic, Timestamp};
+use catena_proto::frame::{
+    self, ChunkEntry, ChunksRequest, ReadItem, ReadResult, WriteKind, WriteReply, WriteRequest, method,
+};
+use catena_proto::ids::*;
+use catena_proto::pb;
+use catena_proto::routing::{self, Chain, LocalState, PublicState, RoutingInfo, Target};
+use catena_proto::status::Status;
+use catena_proto::token::Token;
+use catena_storage::{Config, Env, Membership, Running, start};
+use tokio::time::{Instant, sleep, timeout};
+use zerocopy::{FromBytes, IntoBytes};
+
+pub const CHAIN: ChainId = ChainId(1);
+pub const CHUNK_SIZE: u32 = 1 << 20;
+const CLUSTER: ClusterId = ClusterId(0xca7e);
+const TOKEN: Token = Token([7; 32]);
+
+/// tokio's time, so that tests may pause it.
+pub struct TestClock(Instant);
+
+impl Clock for TestClock {
+    fn monotonic(&self) -> Monotonic {
+        Monotonic(self.0.elapsed())
+    }
+    fn wall(&self) -> Timestamp {
+        Timestamp(0)
+    }
+}
+
+pub struct Node {
+    pub running: Option<Running>,
+    pub lease: Lease,
+    setter: RoutingSetter,
+    watch: RoutingWatch,
+    disk: DiskId,
+    starts: u64,
+}
+
+pub struct World {
+    pub net: MemNetwork,
+    pub nodes: BTreeMap<u32, Node>,
+    pub info: RoutingInfo,
+    /// Nodes that do not hear of new routing information.
+    pub deaf: BTreeSet<u32>,
+    pub capacity: u64,
+    disk_suffix: BTreeMap<u32, &'static str>,
+    clock: Arc<TestClock>,
+    dir: tempfile::TempDir,
+}
+
+/// A chunk.
+pub fn chunk(index: u32) -> ChunkId {
+    ChunkId { inode: InodeId(42), index }
+}
+
+/// Bytes that differ from one seed and place to the next.
+pub fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            x as u8
+        })
+        .collect()
+}
+
+/// Waits until something holds; fails loudly if it never does.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let waiting = async {
+        while !holds().await {
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    if timeout(Duration::from_secs(20), waiting).await.is_err() {
+        panic!("never came true: {what}");
+    }
+}
+
+impl World {
+    /// `count` nodes, and a chain over all of them.
+    pub async fn new(count: u32) -> World {
+        World::with_capacity(count, 0).await
+    }
+
+    pub async fn with_capacity(count: u32, capacity: u64) -> World {
+        if std::env::var("CATENA_LOG").is_ok() {
+            let _ =
+                tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_test_writer().try_init();
+        }
+        let mut world = World {
+            net: MemNetwork::new(1),
+            nodes: BTreeMap::new(),
+            info: RoutingInfo { cluster: CLUSTER, ..RoutingInfo::default() },
+            deaf: BTreeSet::new(),
+            capacity,
+            disk_suffix: BTreeMap::new(),
+            clock: Arc::new(TestClock(Instant::now())),
+            dir: tempfile::tempdir().unwrap(),
+        };
+        for id in 1..=count {
+            let (setter, watch) = RoutingWatch::manual(world.info.clone());
+            let node = Node { running: None, lease: Lease::new(), setter, watch, disk: DiskId(0), starts: 0 };
+            world.nodes.insert(id, node);
+            world.start(id).await;
+            let target = Target {
+                id: TargetId(id.into()),
+                chain: CHAIN,
+                node: NodeId(id),
+                disk: world.nodes[&id].disk,
+                state: PublicState::Serving,
+                local: LocalState::UpToDate,
+                joined_at: ChainVersion(1),
+                used: 0,
+                chunks: 0,
+            };
+            world.info.targets.insert(target.id, target);
+        }
+        let targets = world.info.targets.keys().copied().collect();
+        world.info.chains.insert(CHAIN, Chain { id: CHAIN, version: ChainVersion(1), targets });
+        world.publish();
+        world.adopted().await;
+        world
+    }
+
+    fn config(&self, id: u32) -> Config {
+        let dir = self.path(id);
+        toml::from_str(&format!(
+            "cluster = \"{CLUSTER}\"\ntoken = \"{}\"\nnode = {id}\nlisten = \"mem://node{id}:1\"\nmgmtd = [\"nobody:1\"]\n\
+             disks = [\"{}\"]\nio = \"threads\"\npool = \"64 MiB\"\ncapacity = {}\n",
+            TOKEN.to_hex(),
+            dir.display(),
+            self.capacity,
+        ))
+        .unwrap()
+    }
+
+    pub fn path(&self, id: u32) -> std::path::PathBuf {
+        let suffix = self.disk_suffix.get(&id).copied().unwrap_or_default();
+        self.dir.path().join(format!("{id}{suffix}"))
+    }
+
+    /// Starts a node, again or for the first time, with a fresh incarnation, routing and lease.
+    pub async fn start(&mut self, id: u32) {
+        self.start_without_lease(id).await;
+        self.renew(id);
+    }
+
+    /// The lease is renewed for as long as the test may last.
+    pub fn renew(&self, id: u32) {
+        let term = Duration::from_secs(1_000_000);
+        self.nodes[&id].lease.renew(Monotonic::default(), term, (1..10).map(TargetId));
+    }
+
+    pub async fn start_without_lease(&mut self, id: u32) {
+        let config = self.config(id);
+        let known = self.info.clone();
+        let node = self.nodes.get_mut(&id).unwrap();
+        node.starts += 1;
+        let incarnation = Incarnation(u64::from(id) << 32 | node.starts);
+        let identity =
+            Identity { cluster: CLUSTER, token: TOKEN, peer: PeerId::Node(NodeId(id)), incarnation };
+        let pool = BufPool::new(PoolConfig::service(64 << 20)).unwrap();
+        let transport = Arc::new(self.net.transport(identity, pool));
+        node.lease = Lease::new();
+        (node.setter, node.watch) = RoutingWatch::manual(known);
+        let membership = Membership::Manual { routing: node.watch.clone(), lease: node.lease.clone() };
+        let mut env = Env::new(self.clock.clone(), incarnation.0, incarnation);
+        env.membership = membership;
+        // The last one's engine may still be finishing what it had begun.
+        let mut started = None;
+        for _ in 0..1000 {
+            let env = Env {
+                membership: clone(&env.membership),
+                disks: env.disks.clone(),
+                clock: env.clock.clone(),
+                ..env
+            };
+            match start(config.clone(), env, transport.clone()).await {
+                Ok(running) => {
+                    started = Some(running);
+                    break;
+                }
+                Err(error) if error.to_string().contains("in use") => sleep(Duration::from_millis(5)).await,
+                Err(error) => panic!("node {id} does not start: {error}"),
+            }
+        }
+        let running = started.expect("its disk was let go");
+        let disk = &running.report().disks[0];
+        node.disk = DiskId(routing::wide_id(&disk.id).unwrap());
+        if let Some(address) = Some(running.data_address().to_owned()) {
+            let entry =
+                pb::Node { id, data_address: address, incarnation: incarnation.0, ..Default::default() };
+            self.info.nodes.insert(NodeId(id), entry);
+        }
+        node.running = Some(running);
+    }
+
+    /// Ends a node as a crash does.
+    pub fn crash(&mut self, id: u32) {
+        drop(self.nodes.get_mut(&id).unwrap().running.take());
+    }
+
+    pub async fn stop(&mut self, id: u32) {
+        self.nodes.get_mut(&id).unwrap().running.take().unwrap().stop().await;
+    }
+
+    pub fn running(&self, id: u32) -> &Running {
+        self.nodes[&id].running.as_ref().unwrap()
+    }
+
+    // --- the hand that plays mgmtd ---
+
+    /// Shows the routing information to everybody who listens.
+    pub fn publish(&mut self) {
+        self.info.version.0 += 1;
+        for (id, node) in &self.nodes {
+            if !self.deaf.contains(id) {
+                node.setter.set(self.info.clone());
+            }
+        }
+    }
+
+    pub fn version(&self) -> ChainVersion {
+        self.info.chains[&CHAIN].version
+    }
+
+    /// Changes target states; one new chain version, R26's order.
+    pub fn change(&mut self, changes: &[(u32, PublicState)]) {
+        let chain = self.info.chains.get_mut(&CHAIN).unwrap();
+        chain.version.0 += 1;
+        let version = chain.version;
+        for &(id, state) in changes {
+            let id = TargetId(id.into());
+            let target = self.info.targets.get_mut(&id).unwrap();
+            if state == PublicState::Syncing {
+                target.joined_at = version;
+            }
+            target.state = state;
+            // It goes behind the others of its state.
+            chain.targets.retain(|&other| other != id);
+            chain.targets.push(id);
+        }
+        let rank = |id: &TargetId| match self.info.targets[id].state {
+            PublicState::Serving => 0,
+            PublicState::Lastsrv => 1,
+            PublicState::Syncing => 2,
+            PublicState::Waiting => 3,
+            _ => 4,
+        };
+        chain.targets.sort_by_key(rank);
+        self.publish();
+    }
+
+    pub fn report(&self, id: u32) -> Option<pb::TargetReport> {
+        let report = self.nodes[&id].running.as_ref()?.report();
+        report.targets.into_iter().find(|target| target.target == u64::from(id))
+    }
+
+    /// Every node that listens and runs has adopted the chain version.
+    pub async fn adopted(&self) {
+        let version = self.version().0;
+        until("the chain version is adopted", || async {
+            self.nodes.iter().all(|(&id, node)| {
+                node.running.is_none()
+                    || self.deaf.contains(&id)
+                    || self.report(id).is_some_and(|report| report.known_version == version)
+            })
+        })
+        .await;
+    }
+
+    /// Out of the chain, and known to be.
+    pub async fn take_out(&mut self, id: u32) {
+        self.change(&[(id, PublicState::Offline)]);
+        self.adopted().await;
+    }
+
+    /// Through waiting into a resync session.
+    pub async fn begin_sync(&mut self, id: u32) {
+        until("the target is online", || async {
+            self.report(id).is_some_and(|report| report.local() == LocalState::Online)
+        })
+        .await;
+        self.change(&[(id, PublicState::Syncing)]);
+    }
+
+    /// The resync ends and the target serves.
+    pub async fn finish_sync(&mut self, id: u32) {
+        let joined_at = self.info.targets[&TargetId(id.into())].joined_at.0;
+        until("the target is up to date", || async {
+            self.report(id)
+                .is_some_and(|report| report.local() == LocalState::UpToDate && report.joined_at == joined_at)
+        })
+        .await;
+        self.change(&[(id, PublicState::Serving)]);
+        self.adopted().await;
+    }
+
+    /// The only one left was lost and is back.
+    pub async fn take_lastsrv_back(&mut self, id: u32) {
+        self.change(&[(id, PublicState::Lastsrv)]);
+        self.adopted().await;
+        until("the target is online", || async {
+            self.report(id).is_some_and(|report| report.local() == LocalState::Online)
+        })
+        .await;
+        self.change(&[(id, PublicState::Serving)]);
+        self.adopted().await;
+    }
+
+    /// Another, empty disk in the place of a node's; the node is down.
+    pub fn exchange_disk(&mut self, id: u32) {
+        self.nodes.get_mut(&id).unwrap().starts += 1000;
+        let path = self.path(id);
+        let _ = std::fs::rename(&path, path.with_extension("old"));
+        self.disk_suffix.insert(id, "new");
+    }
+
+    /// mgmtd's word that a target lives on the disk that its node has now.
+    pub fn assign_disk(&mut self, id: u32) {
+        let disk = self.nodes[&id].disk;
+        self.info.targets.get_mut(&TargetId(id.into())).unwrap().disk = disk;
+    }
+
+    /// Messages between two nodes are lost, one way.
+    pub fn cut(&self, from: u32, to: u32) {
+        self.net.cut(PeerId::Node(NodeId(from)), PeerId::Node(NodeId(to)));
+    }
+
+    pub async fn bring_back(&mut self, id: u32) {
+        self.begin_sync(id).await;
+        self.finish_sync(id).await;
+    }
+
+    // --- a client ---
+
+    pub async fn client(&self) -> Client {
+        let id = ClientId(1000);
+        let identity = Identity {
+            cluster: CLUSTER,
+            token: TOKEN,
+            peer: PeerId::Client(id),
+            incarnation: Incarnation(1),
+        };
+        let pool = BufPool::new(PoolConfig::client(32 << 20)).unwrap();
+        let transport = Arc::new(self.net.transport(identity, pool.clone()));
+        Client { transport, pool, id, version: self.version(), deadline: Duration::from_secs(10) }
+    }
+
+    /// What a replica has, with checksums, whatever its state.
+    pub async fn contents(&self, id: u32) -> Vec<ChunkEntry> {
+        let client = Client { version: ChainVersion(0), ..self.client().await };
+        client.list(id, 0, 1000, true).await.unwrap()
+    }
+
+    /// All these replicas hold the same, with nothing pending.
+    pub async fn identical(&self, ids: &[u32]) {
+        until("the replicas are at rest and identical", || async {
+            let first = self.contents(ids[0]).await;
+            for &id in ids {
+                let contents = self.contents(id).await;
+                if contents != first || contents.iter().any(|entry| entry.pending.get() > 0) {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    }
+}
+
+fn clone(membership: &Membership) -> Membership {
+    match membership {
+        Membership::Manual { routing, lease } => {
+            Membership::Manual { routing: routing.clone(), lease: lease.clone() }
+        }
+        _ => unreachable!("tests play mgmtd by hand"),
+    }
+}
+
+/// A client that says exactly what it is told to.
+#[derive(Clone)]
+pub struct Client {
+    pub transport: Arc<catena_net::mem::MemTransport>,
+    pub pool: BufPool,
+    pub id: ClientId,
+    pub version: ChainVersion,
+    pub deadline: Duration,
+}
+
+/// What a write became.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Written {
+    pub version: u64,
+    pub assigned: u64,
+    pub length: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReadOut {
+    pub version: u64,
+    pub chunk_length: u32,
+    pub data: Vec<u8>,
+}
+
+impl Client {
+    async fn connect(&self, node: u32) -> Arc<dyn Connection> {
+        self.transport.connect(&format!("mem://node{node}:1"), Duration::from_secs(5)).await.unwrap()
+    }
+
+    pub fn head(
+        &self,
+        chunk: ChunkId,
+        kind: WriteKind,
+        offset: u32,
+        data: &[u8],
+        sequence: u64,
+    ) -> WriteRequest {
+        let mut head = WriteRequest::read_from_bytes(&[0; 64]).unwrap();
+        head.chain_version = self.version.0.into();
+        head.chain = CHAIN.0.into();
+        head.inode = chunk.inode.0.into();
+        head.index = chunk.index.into();
+        head.client = if sequence == 0 { 0.into() } else { self.id.0.into() };
+        // A channel a chunk: writes to one chunk from one channel would have to wait for each other.
+        head.channel = (chunk.index + 1).into();
+        head.sequence = sequence.into();
+        head.offset = offset.into();
+        head.length = (data.len() as u32).into();
+        head.chunk_size = CHUNK_SIZE.into();
+        head.kind = kind as u8;
+        head.crc_count = (checksum::piece_count(offset, data.len()) as u32).into();
+        head
+    }
+
+    /// Sends a write as it is, checksums included.
+    pub async fn send(
+        &self,
+        node: u32,
+        head: WriteRequest,
+        data: &[u8],
+        crcs: &[u32],
+    ) -> Result<Written, Status> {
+        let connection = self.connect(node).await;
+        let align = (head.offset.get() % 4096) as u16;
+        let mut call = Call::new(method::WRITE, frame::body(&head, crcs), self.deadline);
+        if !data.is_empty() {
+            let mut buf = self.pool.alloc(data.len(), PoolClass::Client).await.unwrap();
+            buf.copy_from_slice(data);
+            call.data = vec![Segment { data: buf.freeze(), align }];
+        }
+        let reply = connection.call(call).await.map_err(|error| error.status())?;
+        if reply.status != Status::Ok {
+            return Err(reply.status);
+        }
+        let reply = WriteReply::read_from_bytes(&reply.body).unwrap();
+        Ok(Written {
+            version: reply.version.get(),
+            assigned: reply.assigned.get(),
+            length: reply.length.get(),
+        })
+    }
+
+    /// Writes bytes; `sequence` 0 is untagged.
+    pub async fn write(
+        &self,
+        node: u32,
+        chunk: ChunkId,
+        offset: u32,
+        data: &[u8],
+        sequence: u64,
+    ) -> Result<Written, Status> {
+        let head = self.head(chunk, WriteKind::Write, offset, data, sequence);
+        self.send(node, head, data, &checksum::piece_checksums(offset, data)).await
+    }
+
+    /// Truncates, extends or removes.
+    pub async fn mutate(
+        &self,
+        node: u32,
+        chunk: ChunkId,
+        kind: WriteKind,
+        length: u32,
+        sequence: u64,
+    ) -> Result<Written, Status> {
+        let mut head = self.head(chunk, kind, length, &[], sequence);
+        head.crc_count = 0.into();
+        self.send(node, head, &[], &[]).await
+    }
+
+    pub fn item(&self, chunk: ChunkId, offset: u32, length: u32) -> ReadItem {
+        ReadItem {
+            chain_version: self.version.0.into(),
+            inode: chunk.inode.0.into(),
+            chain: CHAIN.0.into(),
+            index: chunk.index.into(),
+            offset: offset.into(),
+            length: length.into(),
+        }
+    }
+
+    /// Reads a batch; checks every piece.
+    pub async fn read_items(
+        &self,
+        node: u32,
+        items: &[ReadItem],
+    ) -> Result<Vec<Result<ReadOut, Status>>, Status> {
+        let connection = self.connect(node).await;
+        let mut call =
+            Call::new(method::READ, bytes::Bytes::copy_from_slice(items.as_bytes()), self.deadline);
+        for item in items {
+            let length = (item.length.get() as usize).clamp(1, 4 << 20);
+            call.into.push(self.pool.alloc(length, PoolClass::Client).await.unwrap());
+        }
+        let reply = connection.call(call).await.map_err(|error| error.status())?;
+        if reply.status != Status::Ok {
+            return Err(reply.status);
+        }
+        let mut body = &reply.body[..];
+        let results = frame::take::<ReadResult>(&mut body, items.len()).unwrap().to_vec();
+        let mut out = Vec::new();
+        for ((item, result), data) in items.iter().zip(results).zip(reply.data) {
+            let crcs = frame::take_checksums(&mut body, result.crc_count.get() as usize).unwrap();
+            if result.status() != Status::Ok {
+                out.push(Err(result.status()));
+                continue;
+            }
+            assert_eq!(data.len(), result.length.get() as usize);
+            assert_eq!(
+                checksum::piece_checksums(item.offset.get(), &data),
+                crcs,
+                "the checksums that came along"
+            );
+            let (version, chunk_length) = (result.version.get(), result.chunk_length.get());
+            out.push(Ok(ReadOut { version, chunk_length, data: data.to_vec() }));
+        }
+        Ok(out)
+    }
+
+    pub async fn read(&self, node: u32, chunk: ChunkId, offset: u32, length: u32) -> Result<ReadOut, Status> {
+        self.read_items(node, &[self.item(chunk, offset, length)]).await?.pop().unwrap()
+    }
+
+    fn range(&self, from: u64, limit: u32, checksums: bool) -> ChunksRequest {
+        ChunksRequest {
+            chain_version: self.version.0.into(),
+            from_inode: from.into(),
+            to_inode: u64::MAX.into(),
+            chain: CHAIN.0.into(),
+            from_index: 0.into(),
+            limit: limit.into(),
+            checksums: u32::from(checksums).into(),
+        }
+    }
+
+    pub async fn list(
+        &self,
+        node: u32,
+        from: u64,
+        limit: u32,
+        checksums: bool,
+    ) -> Result<Vec<ChunkEntry>, Status> {
+        self.chunks(node, method::LIST_CHUNKS, self.range(from, limit, checksums)).await
+    }
+
+    pub async fn last(&self, node: u32, inode: u64) -> Result<Option<ChunkEntry>, Status> {
+        Ok(self.chunks(node, method::LAST_CHUNK, self.range(inode, 1, false)).await?.pop())
+    }
+
+    async fn chunks(&self, node: u32, method: u16, range: ChunksRequest) -> Result<Vec<ChunkEntry>, Status> {
+        let connection = self.connect(node).await;
+        let body = bytes::Bytes::copy_from_slice(range.as_bytes());
+        let reply =
+            connection.call(Call::new(method, body, self.deadline)).await.map_err(|error| error.status())?;
+        if reply.status != Status::Ok {
+            return Err(reply.status);
+        }
+        Ok(frame::take_all::<ChunkEntry>(&reply.body).unwrap().to_vec())
+    }
+}
+
+/// A buffer for a test.
+pub fn buf(data: &[u8]) -> Buf {
+    Buf::from_vec(data.to_vec())
+}
