@@ -115,7 +115,7 @@ impl Service {
             routing = loaded.info.version.0,
             nodes = loaded.info.nodes.len(),
             chains = loaded.info.chains.len(),
-            what
+            "{what}"
         );
         let now = clock.monotonic();
         let sessions = Sessions::new(std::mem::take(&mut loaded.sessions), client_lease, now);

@@ -17,7 +17,7 @@ use crate::store;
 const TRANSACTION: usize = 9_000_000;
 
 impl Cluster {
-    /// Places a new table on the storage nodes that are up and were heard from. `Err(None)`: the same request made a table before.
+    /// Places a new table on the storage nodes that are up and were heard from. Changes nothing if the same request made one before.
     pub fn create_table(
         &self,
         now: Monotonic,
