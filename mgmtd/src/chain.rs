@@ -1,7 +1,7 @@
 //! Chain transitions: what becomes of a chain when its targets report, fail, or return.
 //!
 //! A pure function over values: [`step`] takes a chain and what is known of each target and gives the next chain. The table of
-//! design section 5 is [`table`]; this file reads it with rules R23 to R28: on *next* states, with everything lost together becoming
+//! design section 5 is [`TABLE`]; this file reads it with rules R23 to R28: on *next* states, with everything lost together becoming
 //! lastsrv, original disks only, one syncing target at a time, and a new session for every new membership.
 
 mod hold;

@@ -3,7 +3,7 @@
 //! A chain's replicas are in different failure domains. Every disk gets the same number of targets and heads the same number of
 //! chains. When a domain fails, the reads that it answered move to the other members of its chains; so that no survivor gets much more
 //! of them than another, every two domains should share the same number of chains: a balanced incomplete block design. Exact ones exist
-//! for few sizes, so [`design`] builds a cyclic one that is nearly balanced and improves it by local search, against the bound that
+//! for few sizes, so `design` builds a cyclic one that is nearly balanced and improves it by local search, against the bound that
 //! counting gives. The same input gives the same placement.
 
 mod design;

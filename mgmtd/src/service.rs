@@ -1,4 +1,4 @@
-//! The calls, as plain async functions; gRPC ([`crate::skin`]) or the simulator brings them here.
+//! The calls, as plain async functions; gRPC or the simulator brings them here.
 //!
 //! One lock guards what the primary knows; it is held while a change is written to the store, so that nobody is answered from a state
 //! that is about to change (a lease renewed for a target that is being taken out). Heartbeats that bring nothing new write nothing and
