@@ -53,13 +53,19 @@ impl DiskSource for Directories {
     }
 }
 
-/// Space that forwards must leave of the reserve: stages that are under way without a reservation may still take it.
-const LAST_SPACE: u64 = 16 << 20;
+/// Bytes that clients' writes leave free, so that a replica can always take what its predecessor has accepted (R8).
+const RESERVE: u64 = 64 << 20;
+
+/// The reserve of a disk with so much room; 0: all that the file system has.
+pub(crate) fn reserve(capacity: u64) -> u64 {
+    if capacity == 0 { RESERVE } else { RESERVE.min(capacity / 8) }
+}
 
 /// A disk of this node.
 pub(crate) struct Disk {
     engine: Engine,
     path: String,
+    reserve: u64,
     /// Formatted by this start: it holds nothing, and may not serve from lastsrv (R25).
     pub fresh: bool,
     failed: AtomicBool,
@@ -149,9 +155,17 @@ pub(crate) struct TagRow {
 }
 
 impl Disk {
-    pub fn new(engine: Engine, fresh: bool, metrics: DiskMetrics) -> Disk {
+    pub fn new(engine: Engine, reserve: u64, fresh: bool, metrics: DiskMetrics) -> Disk {
         let path = engine.name().to_owned();
-        Disk { engine, path, fresh, failed: AtomicBool::new(false), short: AtomicBool::new(false), metrics }
+        Disk {
+            engine,
+            path,
+            reserve,
+            fresh,
+            failed: AtomicBool::new(false),
+            short: AtomicBool::new(false),
+            metrics,
+        }
     }
 
     pub fn engine(&self) -> &Engine {
@@ -212,7 +226,10 @@ impl Disk {
         self.short.store(matches!(admitted, Err(EngineError::NoSpace { .. })), Ordering::Relaxed);
         match admitted {
             Ok(reservation) => Ok(Some(reservation)),
-            Err(EngineError::NoSpace { needed, free, .. }) if free >= needed + LAST_SPACE => Ok(None),
+            Err(EngineError::NoSpace { needed, free, .. }) if free >= needed + self.reserve / 4 => {
+                // What is under way without a reservation may still take the last quarter.
+                Ok(None)
+            }
             Err(EngineError::NoSpace { .. }) => Err(Status::Busy),
             Err(error) => Err(error.status()),
         }
@@ -396,12 +413,9 @@ impl Disk {
     /// Counters for the metrics.
     pub fn sample(&self) {
         let (stats, metrics) = (self.engine.stats(), &self.metrics);
-        if stats.used < stats.capacity {
+        if stats.capacity.saturating_sub(stats.used) > 2 * self.reserve {
             // Removes may have made room without any forward to notice it.
-            let free = stats.capacity - stats.used;
-            if free > stats.capacity / 16 {
-                self.short.store(false, Ordering::Relaxed);
-            }
+            self.short.store(false, Ordering::Relaxed);
         }
         metrics.capacity.set(stats.capacity as i64);
         metrics.used.set(stats.used as i64);

@@ -198,9 +198,9 @@ impl Metrics {
         ResyncMetrics { chunks, sent, bytes }
     }
 
-    /// Shows everything under `catena_storage_`.
+    /// Shows everything under `storage_`; the process adds its own prefix.
     pub fn register(&self, registry: &mut Registry) {
-        let registry = registry.sub_registry_with_prefix("catena_storage");
+        let registry = registry.sub_registry_with_prefix("storage");
         registry.register("operations", "Requests answered", self.op_done.clone());
         registry.register_with_unit("data", "Data carried", Unit::Bytes, self.op_bytes.clone());
         registry.register_with_unit("latency", "Time to answer", Unit::Seconds, self.op_latency.clone());
@@ -256,11 +256,11 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
-            "catena_storage_operations_total{op=\"write\"} 1",
-            "catena_storage_data_bytes_total{op=\"write\"} 10",
-            "catena_storage_in_flight{op=\"write\"} 0",
-            "catena_storage_failures_total{op=\"write\",status=\"no space left on the storage targets\"} 1",
-            "catena_storage_disk_used_bytes{disk=\"/d0\"} 77",
+            "storage_operations_total{op=\"write\"} 1",
+            "storage_data_bytes_total{op=\"write\"} 10",
+            "storage_in_flight{op=\"write\"} 0",
+            "storage_failures_total{op=\"write\",status=\"no space left on the storage targets\"} 1",
+            "storage_disk_used_bytes{disk=\"/d0\"} 77",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -209,6 +209,12 @@ async fn decide(node: &Arc<Node>, frame: &Frame, words: Vec<Word>) -> Bytes {
 async fn install(node: &Arc<Node>, frame: &Frame, word: &Word, contents: Op) -> Status {
     let Frame { target, chain_version, joined_at } = frame;
     let Word { chunk, decision, need } = *word;
+    // Before the chunk is marked as being installed: a full disk holds the resync up, and nothing else.
+    if matches!(decision, Decision::Base(_))
+        && target.disk.admit_forward(target.id, chunk, &contents).is_err()
+    {
+        return Status::NoSpace;
+    }
     let decided = target.step(node, |replica, store, _| {
         replica.sync_chunk(*chain_version, *joined_at, chunk, decision, need, store)
     });

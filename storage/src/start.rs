@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, ConfigError};
-use crate::disk::{Directories, Disk, DiskSource};
+use crate::disk::{Directories, Disk, DiskSource, reserve};
 use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::peers::Peers;
@@ -202,6 +202,7 @@ async fn open_disk(
     };
     let options = Options {
         capacity: config.capacity,
+        reserve: reserve(config.capacity),
         sums_cache: usize::try_from(config.sums_cache).unwrap_or(usize::MAX),
         ..Options::default()
     };
@@ -213,7 +214,7 @@ async fn open_disk(
         capacity = stats.capacity, took = ?begun.elapsed(), "disk opened"
     );
     let gauges = metrics.disk(engine.name());
-    let disk = Disk::new(engine, fresh, gauges);
+    let disk = Disk::new(engine, options.reserve, fresh, gauges);
     disk.sample();
     Ok(disk)
 }
