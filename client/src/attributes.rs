@@ -80,8 +80,10 @@ pub struct Stat {
     pub ctime: Timestamp,
     /// When it was made.
     pub btime: Timestamp,
-    /// Where its chunks are; of a directory, what is made below it inherits (nothing if it inherits itself).
+    /// Where a file's chunks are. Nothing else has any.
     pub layout: Option<Layout>,
+    /// What a file was made with; of a directory, what was set there for files made below it. What is not set there is inherited.
+    pub choice: LayoutChoice,
     /// What a symbolic link says; empty for everything else.
     pub symlink: Bytes,
     /// Device number of a device node.
@@ -91,9 +93,11 @@ pub struct Stat {
 
 impl From<pb::Inode> for Stat {
     fn from(inode: pb::Inode) -> Stat {
+        let kind = FileType::from_pb(inode.r#type());
+        let layout = inode.layout.filter(|_| kind == FileType::File);
         Stat {
             inode: InodeId(inode.id),
-            kind: FileType::from_pb(inode.r#type()),
+            kind,
             mode: inode.mode,
             uid: inode.uid,
             gid: inode.gid,
@@ -103,7 +107,8 @@ impl From<pb::Inode> for Stat {
             mtime: Timestamp(inode.mtime),
             ctime: Timestamp(inode.ctime),
             btime: Timestamp(inode.btime),
-            layout: inode.layout.and_then(|layout| Layout::try_from(layout).ok()),
+            layout: layout.and_then(|layout| Layout::try_from(layout).ok()),
+            choice: inode.layout.map(LayoutChoice::from).unwrap_or_default(),
             symlink: inode.symlink,
             rdev: inode.rdev,
             truncate_epoch: inode.truncate_epoch,
@@ -161,6 +166,13 @@ pub struct LayoutChoice {
     pub chunk_size: Option<u32>,
     /// Number of chains that a file goes round.
     pub stripe: Option<u32>,
+}
+
+impl From<pb::Layout> for LayoutChoice {
+    fn from(said: pb::Layout) -> LayoutChoice {
+        let set = |value: u32| (value != 0).then_some(value);
+        LayoutChoice { table: set(said.table), chunk_size: set(said.chunk_size), stripe: set(said.stripe) }
+    }
 }
 
 impl LayoutChoice {

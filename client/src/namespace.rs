@@ -9,7 +9,7 @@ use catena_proto::status::Status;
 
 use crate::attributes::{AsPlace, FileType, LayoutChoice, Stat};
 use crate::connect::Catena;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 pub use pb::RenameMode;
 
@@ -200,19 +200,15 @@ impl Catena {
         Ok(stat)
     }
 
-    /// The layout that a file has, or that files created in a directory get as far as it was set there.
-    pub async fn layout(&self, at: impl AsPlace) -> Result<Option<catena_proto::layout::Layout>> {
-        Ok(self.stat(at).await?.layout)
+    /// The layout that a file has, or what was set on a directory for files made below it.
+    pub async fn layout(&self, at: impl AsPlace) -> Result<LayoutChoice> {
+        Ok(self.stat(at).await?.choice)
     }
 
-    /// Sets the layout of what is created below a directory from now on.
+    /// Sets the layout of what is created below a directory from now on. What is not chosen is inherited from above.
     pub async fn set_layout(&self, at: impl AsPlace, layout: LayoutChoice) -> Result<Stat> {
-        let place = at.as_place();
-        let Some(layout) = layout.to_pb() else {
-            let what = "choose at least one of table, chunk size and stripe";
-            return Err(Error::new("set_layout", place.to_string(), Status::Invalid, what));
-        };
-        Ok(self.shared.meta.set_layout(&self.who, &place, layout).await?.into())
+        let layout = layout.to_pb().unwrap_or_default();
+        Ok(self.shared.meta.set_layout(&self.who, &at.as_place(), layout).await?.into())
     }
 
     /// The value of an extended attribute.

@@ -328,6 +328,14 @@ fn names_move_and_removed_files_give_their_space_back() {
         let names: Vec<_> = catena.read_dir("/a", true).page_size(2).collect().await.unwrap();
         let names: Vec<_> = names.iter().map(|entry| entry.name_text().into_owned()).collect();
         assert_eq!(names, ["b", "hard", "soft", "two"]);
+        let large = LayoutChoice { chunk_size: Some(4 << 20), ..LayoutChoice::default() };
+        catena.set_layout("/a", large).await.unwrap();
+        assert_eq!(catena.layout("/a").await.unwrap(), large);
+        catena.write("/a/large", b"").await.unwrap();
+        assert_eq!(catena.stat("/a/large").await.unwrap().layout.unwrap().chunk_size, 4 << 20);
+        catena.remove("/a/large").await.unwrap();
+        catena.set_layout("/a", LayoutChoice::default()).await.unwrap();
+        assert_eq!(catena.layout("/a").await.unwrap(), LayoutChoice::default());
         let usage = catena.usage("/a").await.unwrap();
         assert_eq!((usage.bytes, usage.directories), (2_000_003, 2));
 

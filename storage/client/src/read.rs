@@ -317,8 +317,10 @@ impl Shared {
         };
         let error = item.error(status, detail).at(target, node);
         let class = match status {
-            // This attempt's time, or a reply that makes no sense: perhaps another replica does better.
-            Status::TimedOut | Status::Malformed | Status::Internal => RetryClass::Retry,
+            // This attempt's time, not ours.
+            Status::TimedOut => RetryClass::Retry,
+            // What one replica cannot explain another may just answer.
+            Status::Malformed | Status::Internal => RetryClass::Elsewhere,
             status => status.class(),
         };
         match class {
