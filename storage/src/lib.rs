@@ -27,6 +27,7 @@ mod service;
 mod session;
 mod ship;
 mod start;
+mod sweep;
 mod target;
 pub mod wire;
 mod write;

@@ -28,6 +28,7 @@ use crate::peers::Peers;
 use crate::resync::Throttle;
 use crate::service::FrontDoor;
 use crate::ship::Shipping;
+use crate::sweep;
 
 /// How long a clean stop waits for requests that are under way.
 const GRACE: Duration = Duration::from_secs(3);
@@ -155,6 +156,7 @@ pub async fn start(config: Config, env: Env, transport: Arc<dyn Transport>) -> R
             RoutingVersion(1)
         }
         By::Mgmtd(client) => {
+            running.tasks.push(tokio::spawn(sweep::tags(node.clone(), client.clone())).abort_handle());
             let announced = announce(&config, node, &running.address, env.incarnation);
             let reporter = Arc::downgrade(node);
             let report = move || reporter.upgrade().map_or_else(Report::default, |node| node.report());
