@@ -1,7 +1,7 @@
 //! Who is there: protocol version, cluster, identity, and a proof of the cluster token that does not reveal it.
 //!
 //! Three messages. The client says who it is and sends a nonce; the server does the same, with its verdict on version and cluster and
-//! its proof `HMAC-SHA256(token, "server" ++ client nonce ++ server nonce)`; the client proves itself likewise with "client"; the
+//! its proof `HMAC-SHA256(token, "server" ++ client's message ++ server's message)`; the client proves itself likewise with "client"; the
 //! server confirms with a status. Neither end serves the other before its proof was checked. Byte rulers: `docs/format-wire.md`.
 
 use catena_proto::PROTOCOL_VERSION;
@@ -129,27 +129,22 @@ impl Hello {
     }
 }
 
-fn mac(token: &Token, role: &[u8], client: &[u8; 32], server: &[u8; 32]) -> Hmac<Sha256> {
+/// Over everything both have said: not only the nonces, also who they claim to be.
+fn mac(token: &Token, role: &[u8], client: &Hello, server: &Hello) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(&token.0).expect("HMAC takes keys of any length");
     mac.update(role);
-    mac.update(client);
-    mac.update(server);
+    mac.update(Hello { proof: [0; 32], ..*client }.as_bytes());
+    mac.update(Hello { proof: [0; 32], ..*server }.as_bytes());
     mac
 }
 
 /// A proof of knowing the token.
-pub(crate) fn prove(token: &Token, role: &[u8], client: &[u8; 32], server: &[u8; 32]) -> [u8; 32] {
+pub(crate) fn prove(token: &Token, role: &[u8], client: &Hello, server: &Hello) -> [u8; 32] {
     mac(token, role, client, server).finalize().into_bytes().into()
 }
 
 /// Checks one, in constant time.
-pub(crate) fn proves(
-    token: &Token,
-    role: &[u8],
-    client: &[u8; 32],
-    server: &[u8; 32],
-    proof: &[u8; 32],
-) -> bool {
+pub(crate) fn proves(token: &Token, role: &[u8], client: &Hello, server: &Hello, proof: &[u8; 32]) -> bool {
     mac(token, role, client, server).verify_slice(proof).is_ok()
 }
 
@@ -171,13 +166,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_proof_holds_for_its_token_role_and_nonces_only() {
+    fn a_proof_holds_for_its_token_role_and_what_was_said() {
         let (token, other) = (Token([1; 32]), Token([2; 32]));
-        let (a, b) = ([3; 32], [4; 32]);
-        let proof = prove(&token, b"client", &a, &b);
-        assert!(proves(&token, b"client", &a, &b, &proof));
-        assert!(!proves(&other, b"client", &a, &b, &proof));
-        assert!(!proves(&token, b"server", &a, &b, &proof));
-        assert!(!proves(&token, b"client", &b, &a, &proof));
+        let says = |peer, nonce| {
+            let (cluster, incarnation) = (ClusterId(1), Incarnation(1));
+            Hello::new(&Identity { cluster, token, peer, incarnation }, [nonce; 32])
+        };
+        let (client, server) = (says(PeerId::Client(ClientId(5)), 3), says(PeerId::Node(NodeId(1)), 4));
+        let proof = prove(&token, b"client", &client, &server);
+        let server_with_proof = Hello { proof: [9; 32], ..server };
+        assert!(proves(&token, b"client", &client, &server_with_proof, &proof));
+        assert!(!proves(&other, b"client", &client, &server, &proof));
+        assert!(!proves(&token, b"server", &client, &server, &proof));
+        assert!(!proves(&token, b"client", &says(PeerId::Client(ClientId(5)), 8), &server, &proof));
+        assert!(!proves(&token, b"client", &says(PeerId::Client(ClientId(6)), 3), &server, &proof));
     }
 }

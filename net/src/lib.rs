@@ -28,6 +28,8 @@
 //! [`Status::Internal`]: catena_proto::status::Status::Internal
 
 mod call;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 mod handshake;
 pub mod mem;
@@ -40,7 +42,7 @@ pub use call::{Call, Reply, Segment};
 pub use error::NetError;
 pub use handshake::{Identity, PeerId};
 pub use service::{Incoming, Pull, ReplySink, Responder, Service};
-pub use stats::{ConnectionStats, ListenerStats, MethodStats};
+pub use stats::{ConnectionStats, ListenerStats, MethodStats, PeerStats};
 pub use transport::{Connection, Listener, Transport};
 
 /// Limits on one message. A call beyond them is refused before it is sent; a peer that sends one is cut off.

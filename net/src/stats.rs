@@ -1,7 +1,10 @@
 //! Counters of connections and methods, as plain values for whoever exports them.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+
+use crate::handshake::PeerId;
 
 /// Methods below this are counted each for itself, all others together under this number.
 pub(crate) const METHODS: usize = 128;
@@ -62,13 +65,26 @@ impl ConnectionStats {
     }
 }
 
+/// One connection of a listener.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerStats {
+    /// The client.
+    pub peer: PeerId,
+    /// Where it is.
+    pub address: String,
+    /// Its requests that are under way.
+    pub in_flight: u64,
+    /// Those of them that wait for buffers.
+    pub parked: u64,
+}
+
 /// A listener: its connections' counters, closed ones included, and what it kept out.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ListenerStats {
     /// All connections added up.
     pub all: ConnectionStats,
     /// Connections open now.
-    pub open: u64,
+    pub open: Vec<PeerStats>,
     /// Connections ever accepted, handshake included.
     pub accepted: u64,
     /// Handshakes refused: protocol version,
@@ -96,7 +112,7 @@ struct MethodCounters {
 
 /// The live counters behind the plain structs.
 pub(crate) struct Counters {
-    methods: Box<[MethodCounters]>,
+    methods: Box<[OnceLock<Box<MethodCounters>>]>,
     pub waiting: AtomicU64,
     pub wire_sent: AtomicU64,
     pub wire_received: AtomicU64,
@@ -113,7 +129,7 @@ pub(crate) fn add(counter: &AtomicU64, by: u64) {
 impl Counters {
     pub fn new() -> Counters {
         Counters {
-            methods: (0..=METHODS).map(|_| MethodCounters::default()).collect(),
+            methods: (0..=METHODS).map(|_| OnceLock::new()).collect(),
             waiting: AtomicU64::new(0),
             wire_sent: AtomicU64::new(0),
             wire_received: AtomicU64::new(0),
@@ -125,7 +141,7 @@ impl Counters {
     }
 
     fn method(&self, method: u16) -> &MethodCounters {
-        &self.methods[usize::from(method).min(METHODS)]
+        self.methods[usize::from(method).min(METHODS)].get_or_init(Box::default)
     }
 
     pub fn begun(&self, method: u16) {
@@ -146,7 +162,8 @@ impl Counters {
 
     pub fn snapshot(&self) -> ConnectionStats {
         let get = |counter: &AtomicU64| counter.load(Relaxed);
-        let used = self.methods.iter().enumerate().filter(|(_, counters)| get(&counters.begun) > 0);
+        let used =
+            self.methods.iter().enumerate().filter_map(|(method, counters)| Some((method, counters.get()?)));
         let methods = used.map(|(method, counters)| {
             // In this order: a call that ends in between must not make the difference negative.
             let calls = get(&counters.calls);

@@ -1,65 +1,88 @@
-//! TCP: for clusters without RDMA, for tests, and for clients anywhere. Addresses are `tcp://host:port`.
+//! TCP: for clusters without RDMA, for tests, and for clients anywhere. Addresses are `host:port` or `tcp://host:port`.
+//!
+//! One connection is one socket, with a task that reads and one that writes ([`outbox`]); bulk data goes between the socket and the pool's
+//! buffers without a copy ([`inbox`] says where the exceptions are). The frames are drawn in `docs/format-wire.md`.
 
 mod client;
 mod frame;
+mod inbox;
+mod outbox;
+mod reader;
 mod server;
-mod wire;
+mod session;
+mod shake;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use catena_buf::BufPool;
 use futures_util::future::BoxFuture;
-use rand::RngCore;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::error::NetError;
 use crate::handshake::Identity;
+use crate::limits;
 use crate::service::Service;
 use crate::transport::{Connection, Listener, Transport};
+
+const SCHEME: &str = "tcp://";
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// What can be chosen.
+#[derive(Clone, Debug)]
+pub struct TcpOptions {
+    /// Requests in flight that a server grants to each connection; 1 to 65535.
+    pub credits: u32,
+    /// A client that has not introduced itself after this is cut off.
+    pub handshake: Duration,
+}
+
+impl Default for TcpOptions {
+    fn default() -> TcpOptions {
+        TcpOptions { credits: limits::CREDITS, handshake: Duration::from_secs(5) }
+    }
+}
 
 /// The transport of one process.
 pub struct TcpTransport {
     identity: Identity,
     pool: BufPool,
+    options: TcpOptions,
 }
 
 impl TcpTransport {
     /// For a process with this identity, whose bulk data lives in `pool`.
     pub fn new(identity: Identity, pool: BufPool) -> TcpTransport {
-        TcpTransport { identity, pool }
+        TcpTransport::with_options(identity, pool, TcpOptions::default())
+    }
+
+    /// As [`TcpTransport::new`], with other options.
+    pub fn with_options(identity: Identity, pool: BufPool, options: TcpOptions) -> TcpTransport {
+        let credits = options.credits.clamp(1, u32::from(u16::MAX));
+        TcpTransport { identity, pool, options: TcpOptions { credits, ..options } }
     }
 }
 
 /// `host:port` of an address.
 fn host(address: &str) -> &str {
-    address.strip_prefix("tcp://").unwrap_or(address)
+    address.strip_prefix(SCHEME).unwrap_or(address)
 }
 
-/// Sockets carry big messages and small ones: no delay for the latter, room for the former.
+/// No delay for small messages; a peer whose machine or network is gone is noticed in seconds. A socket that cannot be tuned works too.
+///
+/// Buffer sizes are left to the kernel, which fits them to the way: fixed ones are either too small for a long way or waste memory and
+/// queue small messages behind large ones on a short one.
 fn tune(stream: &TcpStream) {
-    // A socket without these works too, only slower.
     let _ = stream.set_nodelay(true);
-}
-
-fn nonce() -> [u8; 32] {
-    let mut nonce = [0; 32];
-    rand::rng().fill_bytes(&mut nonce);
-    nonce
-}
-
-async fn receive<T: zerocopy::FromBytes + zerocopy::IntoBytes>(stream: &mut TcpStream) -> std::io::Result<T> {
-    let mut message = T::new_zeroed();
-    stream.read_exact(message.as_mut_bytes()).await?;
-    Ok(message)
-}
-
-async fn send<T: zerocopy::IntoBytes + zerocopy::Immutable>(
-    stream: &mut TcpStream,
-    message: &T,
-) -> std::io::Result<()> {
-    stream.write_all(message.as_bytes()).await
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(5))
+        .with_interval(Duration::from_secs(2))
+        .with_retries(3);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(Duration::from_secs(12)));
 }
 
 impl Transport for TcpTransport {
@@ -71,10 +94,11 @@ impl Transport for TcpTransport {
         Box::pin(async move {
             let connect = |reason: String| NetError::Connect { address: address.into(), reason };
             let attempt = async {
-                let stream =
+                let mut stream =
                     TcpStream::connect(host(address)).await.map_err(|error| connect(error.to_string()))?;
                 tune(&stream);
-                client::shake_hands(stream, &self.identity, address).await
+                let (peer, credits) = shake::introduce(&mut stream, &self.identity, address).await?;
+                Ok(client::TcpConnection::start(stream, peer, address, credits))
             };
             match tokio::time::timeout(deadline, attempt).await {
                 Ok(result) => result.map(|connection| Arc::new(connection) as Arc<dyn Connection>),
@@ -94,14 +118,14 @@ impl Transport for TcpTransport {
             let mut addresses = tokio::net::lookup_host(host(address)).await.map_err(failed)?;
             let first =
                 addresses.next().ok_or_else(|| failed(std::io::ErrorKind::AddrNotAvailable.into()))?;
-            let socket =
-                if first.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
+            let socket = if first.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+            let socket = socket.map_err(failed)?;
             socket.set_reuseaddr(true).map_err(failed)?;
             socket.bind(first).map_err(failed)?;
-            let listener: TcpListener = socket.listen(1024).map_err(failed)?;
+            let listener = socket.listen(BACKLOG).map_err(failed)?;
             let local = listener.local_addr().map_err(failed)?;
-            let server =
-                server::Server::start(listener, local, self.identity.clone(), self.pool.clone(), service);
+            let (identity, pool) = (self.identity.clone(), self.pool.clone());
+            let server = server::Server::start(listener, local, identity, pool, &self.options, service);
             Ok(Box::new(server) as Box<dyn Listener>)
         })
     }
