@@ -102,6 +102,9 @@ pub struct Reclaim {
     /// How often an idle service looks for work that another one left behind.
     #[serde(deserialize_with = "duration")]
     pub interval: Duration,
+    /// How often file sessions of dead clients are looked for; they are ended at the second look.
+    #[serde(deserialize_with = "duration")]
+    pub sessions: Duration,
     /// Files at once.
     pub parallel: usize,
     /// Most chunks removed in a second by this service; 0: no limit.
@@ -133,6 +136,7 @@ impl Default for Reclaim {
     fn default() -> Reclaim {
         Reclaim {
             interval: Duration::from_secs(1),
+            sessions: Duration::from_secs(30),
             parallel: 16,
             chunks_per_second: 20_000,
             entries_per_second: 50_000,
@@ -188,6 +192,9 @@ impl Config {
         }
         if self.reclaim.interval < Duration::from_millis(1) {
             return bad("reclaim.interval", "at least 1ms".into());
+        }
+        if self.reclaim.sessions < Duration::from_secs(1) {
+            return bad("reclaim.sessions", "at least 1s".into());
         }
         if self.reclaim.parallel == 0 || self.reclaim.parallel > 1024 {
             return bad("reclaim.parallel", "between 1 and 1024".into());

@@ -40,6 +40,8 @@ pub struct Metrics {
     pub reclaim_failures: Counter,
     /// Cuts that were finished for a service that did not.
     pub resumed_cuts: Counter,
+    /// File sessions of dead clients that were ended.
+    pub reaped_sessions: Counter,
     /// Outcomes of requests that were forgotten.
     pub forgotten: Counter,
 }
@@ -62,6 +64,7 @@ impl Default for Metrics {
             reclaimed_entries: Counter::default(),
             reclaim_failures: Counter::default(),
             resumed_cuts: Counter::default(),
+            reaped_sessions: Counter::default(),
             forgotten: Counter::default(),
         }
     }
@@ -89,6 +92,7 @@ impl Metrics {
             ("reclaimed_entries", "Names of removed directories taken apart", &self.reclaimed_entries),
             ("reclaim_failures", "Attempts to reclaim a file that failed", &self.reclaim_failures),
             ("removed_chunks", "Chunks removed, of removed and of cut files", &self.removed_chunks),
+            ("reaped_sessions", "File sessions of dead clients that were ended", &self.reaped_sessions),
             ("resumed_cuts", "Cuts finished for a service that did not", &self.resumed_cuts),
         ];
         for (name, help, counter) in counters {

@@ -29,7 +29,7 @@ const PAGE: usize = 256;
 /// Files whose records go in one transaction.
 const BATCH: usize = 64;
 /// Names of a removed directory taken in one transaction.
-const NAMES: usize = 128;
+const NAMES: usize = 512;
 /// Chunks listed at a time.
 const CHUNKS: u32 = 512;
 
@@ -196,18 +196,25 @@ impl Service {
             let (items, more) = self.page(&range).await?;
             let Some(last) = items.last() else { return Ok(done) };
             range.begin = catena_kv::key_after(&last.key);
-            for item in &items {
+            let work = items.into_iter().map(|item: KeyValue| async move {
                 let id = key::queued_inode(&item.key)?;
+                let mut taken = 0;
                 loop {
                     self.paces.entries.take(NAMES as u32).await;
                     let (entries, empty) = transact!(self.run, |tx| { take_apart(tx, id).await })?;
-                    done.entries += entries;
+                    taken += entries;
                     self.run.metrics.reclaimed_entries.inc_by(entries);
                     if empty {
-                        break;
+                        return Ok(taken);
                     }
                 }
+            });
+            let mut work = stream::iter(work).buffer_unordered(self.parallel);
+            while let Some(taken) = work.next().await {
+                let taken: Result<u64, OpError> = taken;
+                done.entries += taken?;
             }
+            drop(work);
             if !more {
                 return Ok(done);
             }

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::chunks::Chunks;
+use crate::chunks::{Chunks, Extent};
 use crate::config::{Config, LayoutDefaults, Reclaim, Requests, Root};
 use crate::context::Context;
 use crate::cut::Cuts;
@@ -31,6 +31,7 @@ use crate::reclaim::Paces;
 use crate::run::{Applied, Runner, failure, transact};
 use crate::schema::inode::FileType;
 use crate::schema::{Inode, ROOT, key};
+use crate::sessions::Clients;
 
 /// How long one chunk call may take; who waits for it gives up earlier or tries again.
 pub(crate) const CHUNK_DEADLINE: Duration = Duration::from_secs(10);
@@ -92,6 +93,7 @@ pub struct Service {
     pub(crate) parallel: usize,
     pub(crate) interval: Duration,
     pub(crate) remember: Duration,
+    pub(crate) sessions_interval: Duration,
     settings: Settings,
 }
 
@@ -117,6 +119,7 @@ impl Service {
             parallel: settings.reclaim.parallel,
             interval: settings.reclaim.interval,
             remember: settings.requests.remember,
+            sessions_interval: settings.reclaim.sessions,
             settings,
         })
     }
@@ -164,9 +167,12 @@ impl Service {
         done.map_err(|error| failure(&error))
     }
 
-    /// Starts reclaiming and forgetting.
-    pub fn background(self: &Arc<Self>) -> Background {
+    /// Starts reclaiming, forgetting and, if it is known which clients live, the ending of dead ones' sessions.
+    pub fn background(self: &Arc<Self>, clients: Option<Arc<dyn Clients>>) -> Background {
         let mut tasks = JoinSet::new();
+        if let Some(clients) = clients {
+            tasks.spawn(self.clone().reap_forever(clients));
+        }
         tasks.spawn(self.clone().reclaim_forever());
         tasks.spawn(self.clone().collect_forever());
         Background(tasks)
@@ -302,15 +308,25 @@ impl Service {
         });
         let inode = read.map_err(|error| failure(&error))?;
         let layout = layout_of(&inode).map_err(|error: OpError| failure(&error))?;
-        let chains = self.chains(&layout)?;
         let reach = inode.length.max(request.high_water);
-        let used = inode.chains_used.max(chains_for(&inode, reach)) as usize;
+        let used = inode.chains_used.max(chains_for(&inode, reach));
+        self.observe(InodeId(request.inode), &inode, &layout, used).await
+    }
+
+    /// Asks the first `used` chains of a file's stripe how long it is.
+    pub(crate) async fn observe(
+        &self,
+        id: InodeId,
+        inode: &Inode,
+        layout: &Layout,
+        used: u32,
+    ) -> Result<Observed, Failure> {
+        let chains = self.chains(layout)?;
         let deadline = Instant::now() + CHUNK_DEADLINE;
-        let id = InodeId(request.inode);
-        let asked = chains.iter().take(used).map(|&chain| self.chunks.last(chain, id, deadline));
+        let asked = chains.iter().take(used as usize).map(|&chain| self.chunks.last(chain, id, deadline));
         let ends = try_join_all(asked).await?;
         let size = u64::from(layout.chunk_size);
-        let end = |extent: crate::chunks::Extent| u64::from(extent.index) * size + u64::from(extent.length);
+        let end = |extent: Extent| u64::from(extent.index) * size + u64::from(extent.length);
         let length = ends.into_iter().flatten().map(end).max().unwrap_or(0);
         Ok(Observed { epoch: inode.truncate_epoch, length })
     }

@@ -27,6 +27,7 @@ use crate::chunks::Chunks;
 use crate::config::{Config, ConfigError};
 use crate::metrics::Metrics;
 use crate::service::{Background, Parts, Service, Settings};
+use crate::sessions::Clients;
 use crate::skin::Skin;
 
 /// How long a stop waits for calls under way and for mgmtd.
@@ -136,6 +137,7 @@ pub async fn start_with(
         });
     let server = tokio::spawn(server);
 
+    let clients = mgmtd.clone().map(|mgmtd| Arc::new(mgmtd) as Arc<dyn Clients>);
     // The socket answers before mgmtd tells anyone about it.
     let heartbeats = match mgmtd {
         None => None,
@@ -156,7 +158,7 @@ pub async fn start_with(
         }
     };
     tracing::info!(node = config.node, address = %advertised, "metadata service is up");
-    let background = service.background();
+    let background = service.background(clients);
     Ok(Running {
         service,
         address,

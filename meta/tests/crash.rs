@@ -62,7 +62,7 @@ async fn a_cut_that_its_service_did_not_finish_is_finished_by_another() {
             let grow = other.service.truncate(cut_request(&world, "/f", 20 << 20)).await;
             assert_eq!(grow.unwrap_err().status, Status::Busy, "{calls} calls");
             // The service is gone; another one has its background work.
-            let _background = other.service.background();
+            let _background = other.service.background(None);
             sleep(Duration::from_secs(20)).await;
             let again = other.service.truncate(request).await.expect("the recorded outcome");
             assert_eq!(again.inode.unwrap().length, length);
@@ -180,7 +180,7 @@ async fn a_service_that_stood_still_in_a_cut_removes_nothing_afterwards() {
         async move { slow.truncate(request).await }
     });
     // Another service takes over when the first has not been heard of for long enough.
-    let _background = world.service.background();
+    let _background = world.service.background(None);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(world.chunks.of(InodeId(inode.id)).len(), 10);
     sleep(Duration::from_secs(30)).await;
@@ -268,11 +268,44 @@ async fn a_removed_tree_goes_although_the_store_stops_after_any_commit() {
     assert!(commits > 5, "the work took {commits} commits");
 }
 
+struct Living(std::collections::BTreeSet<catena_proto::ids::ClientId>);
+
+#[async_trait]
+impl catena_meta::Clients for Living {
+    async fn alive(&self) -> Result<std::collections::BTreeSet<catena_proto::ids::ClientId>, Failure> {
+        Ok(self.0.clone())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_of_dead_clients_end_with_the_length_that_the_chains_say() {
+    let world = World::new().await;
+    let kept = world.create("/kept", [1; 16]).await;
+    world.write(&kept, 6, 77);
+    let gone = world.create("/gone", [2; 16]).await;
+    world.write(&gone, 3, 5);
+    world.remove("/gone", false).await.expect("remove");
+    // While its client lives nothing happens.
+    let living = Living([catena_proto::ids::ClientId(42)].into());
+    let suspects = world.service.reap_sessions(&living, &Default::default()).await.expect("reap");
+    assert!(suspects.is_empty());
+    let _background = world.service.background(Some(Arc::new(Living(Default::default()))));
+    sleep(Duration::from_secs(50)).await;
+    assert_eq!(world.statfs().await.sessions, 2, "one look is not enough");
+    sleep(Duration::from_secs(30)).await;
+    let statfs = world.statfs().await;
+    assert_eq!((statfs.sessions, statfs.files, statfs.reclaim_files), (0, 1, 0));
+    assert_eq!(world.stat("/kept").await.unwrap().length, (6 << 20) + 77);
+    assert_eq!(world.chunks.of(InodeId(gone.id)), []);
+    let late = world.sync(kept.id, [1; 16], |request| request.close = true).await;
+    assert_eq!(late.unwrap_err().status, Status::StaleHandle);
+}
+
 #[tokio::test(start_paused = true)]
 async fn outcomes_are_remembered_long_enough_and_not_for_ever() {
     let world = World::new().await;
     let other = world.another(5);
-    let _background = (world.service.background(), other.service.background());
+    let _background = (world.service.background(None), other.service.background(None));
     sleep(Duration::from_secs(250)).await;
     let request = pb::MkdirRequest { caller: world.root(), at: at("/d"), mode: 0o755, ..Default::default() };
     let first = world.service.mkdir(request.clone()).await.expect("mkdir");

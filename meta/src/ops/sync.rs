@@ -49,7 +49,7 @@ impl Mutation for Settle<'_> {
             }
             let length = match self.observed {
                 Some(observed) if observed.epoch == inode.truncate_epoch => observed.length,
-                _ if trusted(request, &inode) => request.high_water,
+                _ if trusted(request, &inode) => within(&inode, request.high_water)?,
                 _ => return Err(OpError::Observe),
             };
             changed.length = inode.length.max(length);
@@ -94,6 +94,53 @@ pub(crate) async fn open_file(
 /// Whether the writer's own mark settles the length without asking the chains.
 pub(crate) fn trusted(request: &pb::SyncRequest, inode: &Inode) -> bool {
     request.acknowledged && request.truncate_epoch == inode.truncate_epoch
+}
+
+/// A length that a file of this layout can have.
+fn within(inode: &Inode, length: u64) -> Result<u64, OpError> {
+    let limit = layout_of(inode)?.max_length();
+    match length <= limit {
+        true => Ok(length),
+        false => refuse(
+            Status::TooLarge,
+            format!("length {length} is beyond {limit}, the longest file with its chunk size"),
+        ),
+    }
+}
+
+/// Ends the session of a client that is dead. `observed` is what all chains of the stripe said: nobody knows what it wrote. False if
+/// the observation is out of date.
+pub(crate) async fn reap(
+    tx: &mut Tx<'_>,
+    id: InodeId,
+    session: &[u8; 16],
+    observed: Observed,
+) -> Result<bool, OpError> {
+    let session_key = key::session(id, session);
+    if tx.get(session_key.clone()).await?.is_none() {
+        return Ok(true);
+    }
+    let Some(inode) = tx.inode(id).await? else {
+        tx.clear(session_key);
+        tx.count(Counter::Sessions, -1);
+        return Ok(true);
+    };
+    if inode.truncating || inode.truncate_epoch != observed.epoch {
+        return Ok(false);
+    }
+    tx.clear(session_key);
+    tx.count(Counter::Sessions, -1);
+    if inode.is_removed() {
+        if !has_sessions(tx, id).await? {
+            retire(tx, id, &inode, inode.layout.map_or(0, |layout| layout.stripe));
+        }
+    } else if observed.length > inode.length {
+        let now = tx.now;
+        let chains_used = inode.chains_used.max(chains_for(&inode, observed.length));
+        let length = observed.length;
+        tx.put_inode(id, Inode { length, chains_used, mtime: now, ctime: now, ..(*inode).clone() });
+    }
+    Ok(true)
 }
 
 /// How many of the stripe's chains hold chunks of a file of this length.
