@@ -92,7 +92,7 @@ pub struct Metrics {
     disk: [Family<DiskLabel, Gauge<i64, AtomicI64>>; 7],
     corrupt: Family<DiskLabel, Counter<u64, AtomicU64>>,
     resync: [Family<TargetLabel, Gauge>; 3],
-    /// Writes between staging and commit, all targets.
+    /// Stages on their way to the disk, all targets.
     pub pending: Gauge,
     /// Reads that waited for a commit under way,
     pub dirty_reads: Counter,
@@ -227,7 +227,7 @@ impl Metrics {
         for ((name, help), family) in resync.into_iter().zip(&self.resync) {
             registry.register(name, help, family.clone());
         }
-        registry.register("pending_versions", "Writes staged and not yet committed", self.pending.clone());
+        registry.register("stages_in_flight", "Stages on their way to the disk", self.pending.clone());
         registry.register("dirty_reads", "Reads that waited for a commit", self.dirty_reads.clone());
         registry.register("tail_queries", "Reads that asked the tail", self.tail_queries.clone());
         registry.register("queued_messages", "Messages that wait for a peer", self.queued.clone());
