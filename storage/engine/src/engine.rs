@@ -1,37 +1,40 @@
 //! The public face of the chunk store.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::Bound;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use catena_buf::{Buf, BufPool, PoolClass};
 use catena_proto::ids::{ChannelId, ChunkId, ClientId, DiskId, Tag, TargetId, VersionId};
 
+use crate::core::{Core, MustEnd};
 use crate::disk::Disk;
 use crate::error::{EngineError, Result};
+use crate::format::BLOCK_U64;
+use crate::format::record::Body;
+use crate::index::{Entry, Progress, Target};
 use crate::op::{
-    At, ChunkInfo, ChunkState, EngineStats, Expect, Meta, Op, Options, PendingInfo, ReadData, ReadRequest,
-    Staged, Superblock, TagEntry,
+    At, ChunkInfo, ChunkState, EngineStats, Expect, MAX_TARGET_STATE, Meta, Op, Options, PendingInfo,
+    ReadData, ReadRequest, Staged, Superblock, TagEntry,
 };
+use crate::reserve::{Reservation, admit};
+use crate::spool::Spool;
+use crate::stage::{Manner, Stage};
+use crate::state::State;
+use crate::{read, recover};
 
 /// The chunk store of one disk. Clones share it.
 #[derive(Clone)]
 pub struct Engine {
-    _inner: Arc<()>,
+    core: Arc<Core>,
 }
-
-/// Space set aside by [`Engine::admit`]; given back when dropped unused.
-#[derive(Debug)]
-pub struct Reservation(());
-
-/// Contents of a chunk that are being received in parts, on their way to becoming one version: see [`Engine::spool`]. Clones share it.
-#[derive(Clone, Debug)]
-pub struct Spool(Arc<()>);
 
 /// A stage under way. It has its place in the chunk's order from the call on; it makes progress when polled, and **must be driven to
 /// its end**: dropping it half-way fails the disk, because what it left there is not known.
+#[must_use]
 pub struct Staging(Pin<Box<dyn Future<Output = Result<Staged>> + Send>>);
 
 impl Future for Staging {
@@ -41,16 +44,33 @@ impl Future for Staging {
     }
 }
 
-#[allow(unused_variables, clippy::todo, missing_docs)]
+fn state_of(target: &Target, chunk: ChunkId) -> ChunkState {
+    let pending = target.active.get(&chunk).map_or_else(Vec::new, |active| {
+        active.pendings.range(active.committed..).map(|pending| pending.id).collect()
+    });
+    ChunkState { committed: target.committed(chunk), pending }
+}
+
 impl Engine {
-    /// Prepares an empty disk. Refuses one that has a superblock or foreign files.
+    /// Class of the buffers that reads return.
+    pub const READ_CLASS: PoolClass = PoolClass::Local;
+
+    /// Prepares an empty disk. Refuses one that has a superblock.
     pub async fn format(disk: Arc<dyn Disk>, superblock: Superblock) -> Result<()> {
-        todo!()
+        Self::format_with(disk, superblock, recover::LOG_BYTES).await
+    }
+
+    /// [`Engine::format`] with a log of another size than 128 MiB: a multiple of 1 MiB.
+    pub async fn format_with(disk: Arc<dyn Disk>, superblock: Superblock, log_bytes: u64) -> Result<()> {
+        if log_bytes == 0 || !log_bytes.is_multiple_of(1 << 20) {
+            return Err(EngineError::Invalid { what: "log size: not a multiple of 1 MiB" });
+        }
+        recover::format(&*disk, superblock, log_bytes).await
     }
 
     /// Whose disk it is, without opening it. `NotFormatted` for an empty one.
     pub async fn identify(disk: &Arc<dyn Disk>) -> Result<Superblock> {
-        todo!()
+        Ok(recover::identify(&**disk).await?.superblock)
     }
 
     /// Opens a formatted disk: newest checkpoint, then the log. `pool` gives the buffers that reads return.
@@ -60,47 +80,93 @@ impl Engine {
         pool: BufPool,
         options: Options,
     ) -> Result<Engine> {
-        todo!()
+        Ok(Engine { core: recover::open(disk, expect, pool, options).await? })
     }
 
     /// The disk's identity.
     pub fn disk_id(&self) -> DiskId {
-        todo!()
+        self.core.geometry.superblock.disk
     }
 
     /// The disk's path, or what else names it in logs.
     pub fn name(&self) -> &str {
-        todo!()
+        self.core.disk.name()
     }
 
     // --- targets ---
 
     /// Makes a target. Durable; nothing if it is there.
     pub async fn create_target(&self, target: TargetId) -> Result<()> {
-        todo!()
+        self.change(|state| {
+            if state.targets.contains_key(&target) {
+                return Ok(state.log.last());
+            }
+            state.targets.insert(target, Target::default());
+            Ok(about(state, target, Body::TargetCreate))
+        })
+        .await
     }
+
     /// Forgets a target with all its chunks and tags. Durable; nothing if it is not there. No stage of it may be under way.
     pub async fn remove_target(&self, target: TargetId) -> Result<()> {
-        todo!()
+        self.change(|state| {
+            let Some(removed) = state.targets.remove(&target) else { return Ok(state.log.last()) };
+            if removed
+                .active
+                .values()
+                .any(|active| active.pendings.iter().any(|one| !is_durable(state, one.progress)))
+            {
+                state.targets.insert(target, removed);
+                return Err(EngineError::Invalid { what: "target: stages are under way" });
+            }
+            let rsn = about(state, target, Body::TargetRemove);
+            state.unapplied.retain(|(of, _)| *of != target);
+            state.held.retain(|(of, _)| *of != target);
+            let pendings = removed.active.values().flat_map(|active| &active.pendings);
+            for run in pendings.filter(|one| one.parts.new_run).filter_map(|one| one.parts.run) {
+                state.retire(run);
+            }
+            removed.chunks.values().filter_map(Entry::run).for_each(|run| state.retire(run));
+            Ok(rsn)
+        })
+        .await
     }
+
     /// All targets, ascending.
     pub fn targets(&self) -> Vec<TargetId> {
-        todo!()
+        self.core.state.lock().targets.keys().copied().collect()
     }
+
     /// The target's opaque state, empty at first.
     pub fn target_state(&self, target: TargetId) -> Result<Vec<u8>> {
-        todo!()
+        let state = self.core.state.lock();
+        state.targets.get(&target).map(|of| of.state.clone()).ok_or(EngineError::NoSuchTarget(target))
     }
-    /// Replaces it, durably. At most [`crate::MAX_TARGET_STATE`] bytes.
-    pub async fn set_target_state(&self, target: TargetId, state: &[u8]) -> Result<()> {
-        todo!()
+
+    /// Replaces it, durably. At most [`MAX_TARGET_STATE`] bytes.
+    pub async fn set_target_state(&self, target: TargetId, bytes: &[u8]) -> Result<()> {
+        if bytes.len() > MAX_TARGET_STATE {
+            return Err(EngineError::Invalid { what: "target state: over 256 bytes" });
+        }
+        self.change(|state| {
+            let of = state.targets.get_mut(&target).ok_or(EngineError::NoSuchTarget(target))?;
+            of.state = bytes.to_vec();
+            Ok(about(state, target, Body::TargetState(bytes.to_vec())))
+        })
+        .await
+    }
+
+    /// Changes memory and enqueues the record of it under one lock, then waits until that is durable.
+    async fn change(&self, change: impl FnOnce(&mut State) -> Result<u64>) -> Result<()> {
+        let rsn = change(&mut *self.core.lock()?)?;
+        self.core.durable(rsn).await
     }
 
     // --- versions ---
 
     /// Checks an operation and sets space aside for it, before it is forwarded (R8). `NoSpace` keeps the reserve free.
     pub fn admit(&self, target: TargetId, chunk: ChunkId, op: &Op) -> Result<Reservation> {
-        todo!()
+        admit(&self.core, target, chunk, op)
     }
 
     /// Stages a version on top of the chunk's last one. Calls for one chunk come in version order; any number may be under way.
@@ -114,7 +180,7 @@ impl Engine {
         op: Op,
         reservation: Option<Reservation>,
     ) -> Staging {
-        todo!()
+        self.begin(target, chunk, version, tag, op, reservation, Manner::Follow)
     }
 
     /// The first version of a chunk in a resync session (craq's `Stage { rebase: true }`): `op` is a `Replace`, `Spooled` or `Remove`,
@@ -128,58 +194,193 @@ impl Engine {
         tag: Option<Tag>,
         op: Op,
     ) -> Staging {
-        todo!()
+        self.begin(target, chunk, version, tag, op, None, Manner::Rebase)
     }
 
     /// A base of resync: `op` (a `Replace`, `Spooled` or `Remove`) becomes the chunk's committed version, whatever the store has of it
     /// (R16). The chunk has no pendings. Durable when it resolves.
     pub fn install(&self, target: TargetId, chunk: ChunkId, version: VersionId, op: Op) -> Staging {
-        todo!()
+        self.begin(target, chunk, version, None, op, None, Manner::Install)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn begin(
+        &self,
+        target: TargetId,
+        chunk: ChunkId,
+        version: VersionId,
+        tag: Option<Tag>,
+        op: Op,
+        reservation: Option<Reservation>,
+        manner: Manner,
+    ) -> Staging {
+        match Stage::begin(&self.core, target, chunk, version, tag, op, reservation, manner) {
+            Ok(stage) => Staging(Box::pin(stage.run())),
+            Err(error) => Staging(Box::pin(std::future::ready(Err(error)))),
+        }
     }
 
     /// Makes room on the disk for `length` bytes of contents that arrive in parts: for `Op::Spooled`. Given back when dropped.
     pub async fn spool(&self, length: u32) -> Result<Spool> {
-        todo!()
+        Spool::new(&self.core, length).await
     }
+
     /// Writes a part of spooled contents. `offset` is a multiple of 4 KiB, and so is the length of all but the last part.
     pub async fn spool_write(&self, spool: &Spool, offset: u32, data: Buf, crcs: &[u32]) -> Result<()> {
-        todo!()
+        let must_end = MustEnd::new(&self.core, "a spooled write");
+        let result = spool.write(offset, data, crcs).await;
+        must_end.ended();
+        result
     }
 
     /// Commits a durable pending version and all before it; their tags enter the table. In memory, at once; after a crash the
     /// versions are pending or committed. Nothing if it is committed already.
     pub fn commit(&self, target: TargetId, chunk: ChunkId, version: VersionId) -> Result<Meta> {
-        todo!()
+        let mut state = self.core.lock()?;
+        let durable = state.log.durable();
+        let of = state.targets.get_mut(&target).ok_or(EngineError::NoSuchTarget(target))?;
+        let gone = EngineError::NoSuchVersion { chunk, version };
+        let at = of.active.get(&chunk).and_then(|active| {
+            active.pendings.iter().position(|one| one.id == version).map(|at| (at, active.committed))
+        });
+        let Some((at, committed)) = at else {
+            // Committed and overtaken, or never here.
+            return of.committed(chunk).filter(|meta| meta.version.version >= version.version).ok_or(gone);
+        };
+        let active = of.active.get_mut(&chunk).ok_or(gone.clone())?;
+        if !matches!(active.pendings[at].progress, Progress::Logged(rsn) if rsn <= durable) {
+            return Err(gone);
+        }
+        if at >= committed {
+            active.committed = at + 1;
+            state.remember(target, chunk, committed, at + 1);
+            state.enqueue_about(target, chunk, version, Body::Commit);
+            state.log.commits((target, chunk, version));
+            self.core.notice(&mut state);
+        }
+        state.targets.get(&target).and_then(|of| of.committed(chunk)).ok_or(gone)
     }
 
     /// Drops pending versions from `from` on, with their tags. Durable when it resolves. Waits for their stages under way.
     pub async fn drop_pending(&self, target: TargetId, chunk: ChunkId, from: VersionId) -> Result<()> {
-        todo!()
+        self.settled(target, Some(chunk)).await?;
+        self.change(|state| {
+            let of = state.targets.get(&target).ok_or(EngineError::NoSuchTarget(target))?;
+            let Some(active) = of.active.get(&chunk) else { return Ok(state.log.last()) };
+            let Some(at) = active.pendings.iter().position(|one| one.id.version >= from.version) else {
+                return Ok(state.log.last());
+            };
+            if at < active.committed {
+                return Err(EngineError::Invalid { what: "drop: the version is committed" });
+            }
+            let first = active.pendings[at].id;
+            let rsn = state.enqueue_about(target, chunk, first, Body::Drop);
+            state.drop_from(target, chunk, at);
+            Ok(rsn)
+        })
+        .await
     }
 
-    /// Drops all pending versions of the target with their tags (R14). Durable when it resolves.
+    /// Drops all pending versions of the target with their tags (R14). Durable when it resolves. Waits for their stages under way.
     pub async fn drop_all_pending(&self, target: TargetId) -> Result<()> {
-        todo!()
+        self.settled(target, None).await?;
+        self.change(|state| {
+            let of = state.targets.get(&target).ok_or(EngineError::NoSuchTarget(target))?;
+            let pending: Vec<(ChunkId, usize, VersionId)> = of
+                .active
+                .iter()
+                .filter_map(|(&chunk, active)| {
+                    Some((chunk, active.committed, active.pendings.get(active.committed)?.id))
+                })
+                .collect();
+            let mut rsn = state.log.last();
+            for (chunk, at, first) in pending {
+                rsn = state.enqueue_about(target, chunk, first, Body::Drop);
+                state.drop_from(target, chunk, at);
+            }
+            Ok(rsn)
+        })
+        .await
     }
 
     /// Forgets a chunk altogether: contents, tombstone, pendings. Durable when it resolves; nothing if it is not there.
     pub async fn forget(&self, target: TargetId, chunk: ChunkId) -> Result<()> {
-        todo!()
+        self.settled(target, Some(chunk)).await?;
+        self.change(|state| {
+            let of = state.targets.get(&target).ok_or(EngineError::NoSuchTarget(target))?;
+            if !of.chunks.contains_key(&chunk) {
+                return Ok(state.log.last());
+            }
+            let rsn = state.enqueue_about(target, chunk, VersionId::default(), Body::Forget);
+            state.forget(target, chunk);
+            Ok(rsn)
+        })
+        .await
+    }
+
+    /// Waits until stages of a chunk, or of all, that are under way have ended.
+    async fn settled(&self, target: TargetId, chunk: Option<ChunkId>) -> Result<()> {
+        poll_fn(|context| {
+            let mut state = match self.core.lock() {
+                Ok(state) => state,
+                Err(error) => return Poll::Ready(Err(error)),
+            };
+            let durable = state.log.durable();
+            let Some(of) = state.targets.get_mut(&target) else {
+                return Poll::Ready(Err(EngineError::NoSuchTarget(target)));
+            };
+            let (mut unlogged, mut undurable) = (false, false);
+            for (id, active) in of.active.iter_mut() {
+                if chunk.is_some_and(|chunk| chunk != *id) {
+                    continue;
+                }
+                for pending in &active.pendings {
+                    match pending.progress {
+                        Progress::Logged(rsn) => undurable |= rsn > durable,
+                        _ => unlogged = true,
+                    }
+                }
+                if unlogged {
+                    active.waiting.push(context.waker().clone());
+                    return Poll::Pending;
+                }
+            }
+            if undurable {
+                state.log.wait(context.waker());
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
     }
 
     /// What the index says of a chunk; `None` if it was never here.
     pub fn chunk(&self, target: TargetId, chunk: ChunkId) -> Option<ChunkState> {
-        todo!()
+        let state = self.core.state.lock();
+        let of = state.targets.get(&target)?;
+        of.chunks.contains_key(&chunk).then(|| state_of(of, chunk))
     }
 
     /// Committed version, `None` if there is none: the cheap half of [`Engine::chunk`].
     pub fn committed(&self, target: TargetId, chunk: ChunkId) -> Option<Meta> {
-        todo!()
+        self.core.state.lock().targets.get(&target)?.committed(chunk)
     }
 
-    /// All pending versions of a target, by chunk and order: what craq restores after a restart.
+    /// All durable pending versions of a target, by chunk and order: what craq restores after a restart.
     pub fn pendings(&self, target: TargetId) -> Vec<PendingInfo> {
-        todo!()
+        let state = self.core.state.lock();
+        let Some(of) = state.targets.get(&target) else { return Vec::new() };
+        let mut all = Vec::new();
+        for (&chunk, active) in &of.active {
+            let pendings = active.pendings.range(active.committed..);
+            all.extend(pendings.filter(|one| is_durable(&state, one.progress)).map(|one| PendingInfo {
+                chunk,
+                id: one.id,
+                tag: one.tag,
+                length: one.parts.length,
+            }));
+        }
+        all
     }
 
     /// Chunks in order, at most `limit`; a page's last chunk, excluded, begins the next.
@@ -190,7 +391,19 @@ impl Engine {
         to: Bound<ChunkId>,
         limit: usize,
     ) -> Result<Vec<ChunkInfo>> {
-        todo!()
+        let state = self.core.state.lock();
+        let of = state.targets.get(&target).ok_or(EngineError::NoSuchTarget(target))?;
+        if is_empty(from, to) {
+            return Ok(Vec::new());
+        }
+        let page = of.chunks.range((from, to)).take(limit);
+        Ok(page
+            .map(|(&chunk, entry)| ChunkInfo {
+                chunk,
+                state: state_of(of, chunk),
+                allocated: entry.run().map_or(0, crate::alloc::Run::bytes),
+            })
+            .collect())
     }
 
     // --- contents ---
@@ -204,35 +417,39 @@ impl Engine {
         offset: u32,
         len: u32,
     ) -> Result<ReadData> {
-        todo!()
+        let request = ReadRequest { chunk, at, offset, len, verify: false };
+        let mut results = read::read_many(&self.core, target, &[request]).await;
+        results.pop().unwrap_or_else(|| Err(self.core.lost_buffer()))
     }
 
-    /// Reads many ranges of one target with one trip to the disk. Results in the order of the requests.
+    /// Reads many ranges of one target with one trip to the disk. Results in the order of the requests. Those for which there is no
+    /// buffer now answer `Busy`.
     pub async fn read_many(&self, target: TargetId, requests: &[ReadRequest]) -> Vec<Result<ReadData>> {
-        todo!()
+        read::read_many(&self.core, target, requests).await
     }
 
     /// A pending version's operation, to be sent again: as it was staged, or as a `Replace` of the whole contents.
     pub async fn read_op(&self, target: TargetId, chunk: ChunkId, version: VersionId) -> Result<Op> {
-        todo!()
+        read::read_op(&self.core, target, chunk, version).await
     }
 
     /// CRC32C of the committed contents, zero-padded to whole blocks, from the stored block checksums. 0 for an empty one.
     pub async fn checksum(&self, target: TargetId, chunk: ChunkId) -> Result<u32> {
-        todo!()
+        read::checksum(&self.core, target, chunk).await
     }
 
     /// Reads all committed contents and checks every block: scrub. Returns the bytes read, `Corrupt` at the first bad block.
     pub async fn verify(&self, target: TargetId, chunk: ChunkId) -> Result<u64> {
-        todo!()
+        read::verify(&self.core, target, chunk).await
     }
 
     // --- tags (R21) ---
 
     /// What the channel last committed on this target.
     pub fn tag(&self, target: TargetId, client: ClientId, channel: ChannelId) -> Option<TagEntry> {
-        todo!()
+        self.core.state.lock().targets.get(&target)?.tags.get(&(client, channel)).copied()
     }
+
     /// Tags behind `after`, in order of (client, channel), at most `limit`.
     pub fn tags(
         &self,
@@ -240,41 +457,105 @@ impl Engine {
         after: Option<(ClientId, ChannelId)>,
         limit: usize,
     ) -> Result<Vec<TagEntry>> {
-        todo!()
+        let state = self.core.state.lock();
+        let of = state.targets.get(&target).ok_or(EngineError::NoSuchTarget(target))?;
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        Ok(of.tags.range((from, Bound::Unbounded)).take(limit).map(|(_, tag)| *tag).collect())
     }
+
     /// Takes in another replica's tags (resync): per channel the highest sequence stays. Durable.
     pub async fn merge_tags(&self, target: TargetId, tags: &[TagEntry]) -> Result<()> {
-        todo!()
+        /// In one record.
+        const TOGETHER: usize = 512;
+        for tags in tags.chunks(TOGETHER) {
+            self.change(|state| {
+                let of = state.targets.get_mut(&target).ok_or(EngineError::NoSuchTarget(target))?;
+                tags.iter().for_each(|&tag| of.remember(tag));
+                Ok(about(state, target, Body::Tags(tags.to_vec())))
+            })
+            .await?;
+        }
+        Ok(())
     }
+
     /// Forgets a client whose session is dead. Durable.
     pub async fn forget_client(&self, target: TargetId, client: ClientId) -> Result<()> {
-        todo!()
+        self.change(|state| {
+            let of = state.targets.get_mut(&target).ok_or(EngineError::NoSuchTarget(target))?;
+            of.tags.retain(|(owner, _), _| *owner != client);
+            Ok(about(state, target, Body::ForgetClient(client)))
+        })
+        .await
     }
 
     // --- upkeep ---
 
     /// Resolves when there is enough to do for [`Engine::maintain`].
     pub async fn maintenance_due(&self) {
-        todo!()
+        self.core.due().await;
     }
+
     /// Writes commit marks that nothing else carried, applies committed overwrites in place, writes a checkpoint when one is due.
     pub async fn maintain(&self) -> Result<()> {
-        todo!()
+        let must_end = MustEnd::new(&self.core, "upkeep");
+        let result = self.core.maintain().await;
+        must_end.ended();
+        result
     }
+
     /// Counters and gauges.
     pub fn stats(&self) -> EngineStats {
-        todo!()
+        let state = self.core.state.lock();
+        let (counters, allocator) = (&self.core.counters, &state.allocator);
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        EngineStats {
+            capacity: self.core.limit(&state),
+            used: (u64::from(allocator.end()) - allocator.free_blocks()) * BLOCK_U64,
+            chunks: state.targets.values().map(|of| of.chunks.len() as u64).sum(),
+            active: state.targets.values().map(|of| of.active.len() as u64).sum(),
+            log_used: state.log.used(),
+            log_capacity: state.log.capacity(),
+            overlay_bytes: load(&state.overlay_bytes),
+            device_written: load(&counters.written),
+            device_read: load(&counters.read),
+            stages: load(&counters.stages),
+            reads: load(&counters.reads),
+            log_writes: load(&counters.log_writes),
+            checkpoints: load(&counters.checkpoints),
+            copied: load(&counters.copied),
+            corrupt: load(&counters.corrupt),
+        }
     }
+
     /// Why the disk is out of service, if it is.
     pub fn failure(&self) -> Option<EngineError> {
-        todo!()
+        self.core.failure(&self.core.state.lock())
     }
+
     /// Applies, checkpoints, and refuses everything afterwards. A disk that is not closed is recovered when it is opened.
     pub async fn close(&self) -> Result<()> {
-        todo!()
+        let must_end = MustEnd::new(&self.core, "closing");
+        let result = self.core.close().await;
+        must_end.ended();
+        result
     }
-    /// Class of the buffers that reads return.
-    pub const READ_CLASS: PoolClass = PoolClass::Local;
 }
-#[allow(dead_code)]
-fn unused(_: EngineError) {}
+
+fn about(state: &mut State, target: TargetId, body: Body) -> u64 {
+    state.enqueue_about(target, ChunkId::default(), VersionId::default(), body)
+}
+
+fn is_durable(state: &State, progress: Progress) -> bool {
+    matches!(progress, Progress::Logged(rsn) if rsn <= state.log.durable())
+}
+
+/// Ranges that [`std::collections::BTreeMap::range`] takes for a mistake.
+fn is_empty(from: Bound<ChunkId>, to: Bound<ChunkId>) -> bool {
+    match (from, to) {
+        (Bound::Included(from), Bound::Included(to)) => from > to,
+        (Bound::Included(from) | Bound::Excluded(from), Bound::Included(to) | Bound::Excluded(to)) => {
+            from >= to
+        }
+        _ => false,
+    }
+}

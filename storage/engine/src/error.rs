@@ -110,6 +110,12 @@ pub enum EngineError {
         /// The 4 KiB block of the chunk.
         block: u32,
     },
+    /// Too much at once.
+    #[error("overloaded: {what}; try again later, with less at once")]
+    Busy {
+        /// What ran out.
+        what: &'static str,
+    },
     /// No superblock.
     #[error("disk {disk} is not formatted")]
     NotFormatted {
@@ -175,7 +181,7 @@ impl EngineError {
             EngineError::NotFound(_) => Status::NotFound,
             EngineError::NoSuchVersion { .. } | EngineError::Gap { .. } => Status::Gap,
             EngineError::Corrupt { .. } => Status::Corrupt,
-            EngineError::Pool(_) => Status::Busy,
+            EngineError::Pool(_) | EngineError::Busy { .. } => Status::Busy,
             _ => Status::Internal,
         }
     }

@@ -1,0 +1,161 @@
+//! Real directories, with each backend.
+
+use std::sync::Arc;
+
+use catena_engine::disk::{Backend, DirConfig, Disk, open_dir};
+use catena_engine::{At, DiskError, Engine, EngineError, Expect, Op, ReadRequest};
+use catena_proto::checksum::piece_checksums;
+use catena_proto::ids::{ClusterId, NodeId};
+
+use crate::common::*;
+
+fn open(path: &std::path::Path, backend: Backend) -> Arc<dyn Disk> {
+    open_dir(path, DirConfig { backend, region: None }).expect("opens the directory")
+}
+
+async fn holds(engine: &Engine, index: u32, expected: &[u8]) {
+    let read = engine.read(T, chunk(index), At::Committed, 0, 4 * MIB).await.expect("reads");
+    assert_eq!(read.data.len(), expected.len());
+    assert!(&read.data[..] == expected, "chunk {index} has other bytes");
+    assert_eq!(read.crcs, piece_checksums(0, expected));
+}
+
+async fn life_of_a_chunk(backend: Backend) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut model, pool) = (Vec::new(), pool());
+    {
+        let disk = open(dir.path(), backend);
+        let engine = fresh(&disk).await;
+        let mut number = 0;
+        for (offset, len) in [
+            (0u32, 3000usize),
+            (3000, 5000),
+            (8000, 192),
+            (100, 50),
+            (4096, 4096),
+            (0, 300_000),
+            (300_000, 1_000_000),
+            (50_000, 200_000),
+            (2_000_000, 10),
+            (1, 1),
+        ] {
+            number += 1;
+            let data = bytes(number as u32, len);
+            if model.len() < offset as usize + len {
+                model.resize(offset as usize + len, 0);
+            }
+            model[offset as usize..offset as usize + len].copy_from_slice(&data);
+            let pool = (number % 2 == 0).then_some(&pool);
+            let op = write(pool, offset, &data);
+            let reservation = engine.admit(T, chunk(0), &op).expect("room");
+            let staged = engine.stage(T, chunk(0), version(number), None, op, Some(reservation)).await;
+            assert_eq!(staged.expect("stages").length as usize, model.len());
+            engine.commit(T, chunk(0), version(number)).expect("commits");
+            holds(&engine, 0, &model).await;
+            if number % 3 == 0 {
+                engine.maintain().await.expect("upkeep");
+                holds(&engine, 0, &model).await;
+            }
+        }
+        for (op, length) in [
+            (Op::Truncate { length: 5001 }, 5001),
+            (Op::Extend { length: 9000 }, 9000),
+            (Op::Extend { length: 10 }, 9000),
+        ] {
+            number += 1;
+            model.truncate(length);
+            model.resize(length, 0);
+            engine.stage(T, chunk(0), version(number), None, op, None).await.expect("stages");
+            engine.commit(T, chunk(0), version(number)).expect("commits");
+            if length == 5001 {
+                model.truncate(5001);
+            }
+            holds(&engine, 0, &model).await;
+        }
+        model[5001..].fill(0);
+        assert_eq!(engine.verify(T, chunk(0)).await, Ok(9000));
+        let all = [model.clone(), vec![0; 4096 - 9000 % 4096]].concat();
+        assert_eq!(engine.checksum(T, chunk(0)).await, Ok(catena_proto::checksum::crc32c(&all)));
+        // A second chunk stays pending.
+        let op = write(Some(&pool), 0, &bytes(99, 70_000));
+        engine.stage(T, chunk(1), version(1), Some(tag(5, 6)), op, None).await.expect("stages");
+    }
+    let disk = open(dir.path(), backend);
+    let engine = Engine::open(disk, EXPECT, pool, options()).await.expect("recovers");
+    // Commit marks may be volatile, versions are not.
+    for pending in engine.pendings(T).into_iter().filter(|pending| pending.chunk == chunk(0)) {
+        engine.commit(T, chunk(0), pending.id).expect("commits");
+    }
+    holds(&engine, 0, &model).await;
+    let state = engine.chunk(T, chunk(1)).expect("is there");
+    assert_eq!((state.committed, &state.pending[..]), (None, &[version(1)][..]));
+    engine.commit(T, chunk(1), version(1)).expect("commits");
+    holds(&engine, 1, &bytes(99, 70_000)).await;
+    assert_eq!(engine.tag(T, tag(5, 6).client, tag(5, 6).channel).map(|tag| tag.length), Some(70_000));
+    let requests: Vec<ReadRequest> = (0..40)
+        .map(|at| ReadRequest {
+            chunk: chunk(1),
+            at: At::Committed,
+            offset: at * 1700,
+            len: 1000,
+            verify: at % 2 == 0,
+        })
+        .collect();
+    let expected = bytes(99, 70_000);
+    for (request, read) in requests.iter().zip(engine.read_many(T, &requests).await) {
+        let read = read.expect("reads");
+        let range = request.offset as usize..request.offset as usize + 1000;
+        assert!(read.data[..] == expected[range]);
+        assert_eq!(read.crcs, piece_checksums(request.offset, &read.data));
+    }
+    engine.close().await.expect("closes");
+    assert!(matches!(engine.commit(T, chunk(1), version(1)), Err(EngineError::DiskFailed { .. })));
+}
+
+#[tokio::test]
+async fn a_chunk_lives_on_io_uring() {
+    life_of_a_chunk(Backend::Auto).await;
+}
+
+#[tokio::test]
+async fn a_chunk_lives_on_threads() {
+    life_of_a_chunk(Backend::Threads).await;
+}
+
+#[tokio::test]
+async fn a_directory_has_one_owner() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let first = open(dir.path(), Backend::Threads);
+    let refused = open_dir(dir.path(), DirConfig::default()).err().expect("is refused");
+    assert_eq!(refused, DiskError::Locked { path: dir.path().to_path_buf() });
+    assert!(refused.to_string().contains(&*dir.path().to_string_lossy()));
+    drop(first);
+    open(dir.path(), Backend::Threads);
+}
+
+#[tokio::test]
+async fn foreign_files_are_left_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("thesis.tex"), "years of work").expect("writes");
+    let refused = open_dir(dir.path(), DirConfig::default()).err().expect("is refused");
+    assert_eq!(refused, DiskError::Foreign { path: dir.path().to_path_buf(), name: "thesis.tex".into() });
+    assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 1);
+}
+
+#[tokio::test]
+async fn anothers_disk_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = open(dir.path(), Backend::Threads);
+    let unformatted = Engine::open(disk.clone(), EXPECT, pool(), options()).await.err();
+    assert!(matches!(unformatted, Some(EngineError::NotFormatted { .. })));
+    Engine::format_with(disk.clone(), superblock(), 1 << 20).await.expect("formats");
+    let again = Engine::format(disk.clone(), superblock()).await.err();
+    assert!(matches!(again, Some(EngineError::AlreadyFormatted { .. })));
+    let other = Expect { cluster: ClusterId(9), ..EXPECT };
+    let refused = Engine::open(disk.clone(), other, pool(), options()).await.err();
+    assert!(matches!(refused, Some(EngineError::WrongCluster { .. })));
+    let other = Expect { node: NodeId(9), ..EXPECT };
+    let refused = Engine::open(disk.clone(), other, pool(), options()).await.err();
+    assert!(matches!(refused, Some(EngineError::WrongNode { .. })));
+    assert_eq!(Engine::identify(&disk).await, Ok(superblock()));
+}

@@ -1,0 +1,4 @@
+//! The engine from outside: on real directories and on the simulated disk.
+
+mod common;
+mod dir;
