@@ -59,6 +59,7 @@ pub struct World {
     pub deaf: BTreeSet<u32>,
     pub capacity: u64,
     disk_suffix: BTreeMap<u32, &'static str>,
+    clients: (RoutingSetter, RoutingWatch),
     clock: Arc<TestClock>,
     dir: tempfile::TempDir,
 }
@@ -111,6 +112,7 @@ impl World {
             deaf: BTreeSet::new(),
             capacity,
             disk_suffix: BTreeMap::new(),
+            clients: RoutingWatch::manual(RoutingInfo { cluster: CLUSTER, ..RoutingInfo::default() }),
             clock: Arc::new(TestClock(Instant::now())),
             dir: tempfile::tempdir().unwrap(),
         };
@@ -230,11 +232,22 @@ impl World {
     /// Shows the routing information to everybody who listens.
     pub fn publish(&mut self) {
         self.info.version.0 += 1;
+        self.clients.0.set(self.info.clone());
         for (id, node) in &self.nodes {
             if !self.deaf.contains(id) {
                 node.setter.set(self.info.clone());
             }
         }
+    }
+
+    /// What clients know.
+    pub fn watch(&self) -> RoutingWatch {
+        self.clients.1.clone()
+    }
+
+    /// Nodes whose target is in this state, in chain order.
+    pub fn in_state(&self, state: PublicState) -> Vec<u32> {
+        self.info.targets_in(CHAIN, state).map(|target| target.node.0).collect()
     }
 
     pub fn version(&self) -> ChainVersion {
@@ -421,8 +434,9 @@ pub struct ReadOut {
 }
 
 impl Client {
-    async fn connect(&self, node: u32) -> Arc<dyn Connection> {
-        self.transport.connect(&format!("mem://node{node}:1"), Duration::from_secs(5)).await.unwrap()
+    async fn connect(&self, node: u32) -> Result<Arc<dyn Connection>, Status> {
+        let connected = self.transport.connect(&format!("mem://node{node}:1"), Duration::from_secs(5)).await;
+        connected.map_err(|error| error.status())
     }
 
     pub fn head(
@@ -458,7 +472,7 @@ impl Client {
         data: &[u8],
         crcs: &[u32],
     ) -> Result<Written, Status> {
-        let connection = self.connect(node).await;
+        let connection = self.connect(node).await?;
         let align = (head.offset.get() % 4096) as u16;
         let mut call = Call::new(method::WRITE, frame::body(&head, crcs), self.deadline);
         if !data.is_empty() {
@@ -522,7 +536,7 @@ impl Client {
         node: u32,
         items: &[ReadItem],
     ) -> Result<Vec<Result<ReadOut, Status>>, Status> {
-        let connection = self.connect(node).await;
+        let connection = self.connect(node).await?;
         let mut call =
             Call::new(method::READ, bytes::Bytes::copy_from_slice(items.as_bytes()), self.deadline);
         for item in items {
@@ -585,7 +599,7 @@ impl Client {
     }
 
     async fn chunks(&self, node: u32, method: u16, range: ChunksRequest) -> Result<Vec<ChunkEntry>, Status> {
-        let connection = self.connect(node).await;
+        let connection = self.connect(node).await?;
         let body = bytes::Bytes::copy_from_slice(range.as_bytes());
         let reply =
             connection.call(Call::new(method, body, self.deadline)).await.map_err(|error| error.status())?;
