@@ -353,8 +353,14 @@ impl Link {
             }
         }
         let (method, sent) = (call.method, call.body.len() + call.data_len());
-        let (id, answered) = self.send(call, deadline)?;
         self.counters.begun(method);
+        let (id, answered) = match self.send(call, deadline) {
+            Ok(sent) => sent,
+            Err(error) => {
+                self.counters.ended(method, false, 0, 0, begun.elapsed());
+                return Err(error);
+            }
+        };
         add(&self.counters.wire_sent, sent as u64);
         let mut guard = Guard { link: self, id, method, sent, begun, over: false };
         match timeout_at(deadline, answered).await {

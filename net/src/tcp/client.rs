@@ -242,9 +242,15 @@ impl Shared {
             call.deadline
         };
         let (method, sent) = (call.method, call.body.len() + call.data_len());
-        let (id, answered) = self.send(call, left)?;
-        let mut guard = Guard { shared: self, id, method, begun, sent, over: false };
         self.counters.begun(method);
+        let (id, answered) = match self.send(call, left) {
+            Ok(sent) => sent,
+            Err(error) => {
+                self.counters.ended(method, false, 0, 0, begun.elapsed());
+                return Err(error);
+            }
+        };
+        let mut guard = Guard { shared: self, id, method, begun, sent, over: false };
         match timeout_at(deadline, answered).await {
             Ok(result) => {
                 let result = result.unwrap_or_else(|_| Err(self.broken(true)));

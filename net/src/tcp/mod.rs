@@ -11,6 +11,8 @@ mod reader;
 mod server;
 mod session;
 mod shake;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
