@@ -1,7 +1,7 @@
 //! How fast metadata is on this machine: a metadata service in this process, driven through gRPC on loopback.
 //!
 //! `cargo run --release -p catena-meta --example meta_bench -- [--store embedded|mem] [--callers 64] [--files 50000] [--channels 4]
-//! [--directories 1] [--path DIR]`
+//! [--directories 1] [--path DIR] [--phases create,readdir]`
 //!
 //! Client and server share the machine's cores, as they do on one machine in production; the chunk store is in memory, so this is the
 //! metadata path alone.
@@ -44,6 +44,7 @@ struct Arguments {
     channels: usize,
     directories: u64,
     path: Option<PathBuf>,
+    phases: Option<String>,
 }
 
 fn arguments() -> Arguments {
@@ -61,6 +62,7 @@ fn arguments() -> Arguments {
         channels: number("channels", 4) as usize,
         directories: number("directories", 1),
         path: given.get("path").map(PathBuf::from),
+        phases: given.get("phases").cloned(),
     }
 }
 
@@ -81,6 +83,9 @@ where
     F: Fn(u64) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = ()> + Send,
 {
+    if count == 0 {
+        return;
+    }
     let next = Arc::new(AtomicU64::new(0));
     let start = Instant::now();
     let cpu = cpu_seconds();
@@ -121,6 +126,12 @@ fn cpu_seconds() -> f64 {
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |nth: usize| fields.get(nth).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
     (ticks(11) + ticks(12)) / 100.0
+}
+
+/// Memory of this process, store and client included.
+fn resident_mib() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) / 256
 }
 
 #[tokio::main]
@@ -169,9 +180,12 @@ async fn main() {
         std::thread::available_parallelism().map_or(0, |cores| cores.get()),
     );
     let (callers, files) = (arguments.callers, arguments.files);
+    let phases = arguments.phases.clone();
+    let wanted = |name: &str| phases.as_ref().is_none_or(|list| list.split(',').any(|phase| phase == name));
+    let phase = |name: &str, count: u64| if wanted(name) { count } else { 0 };
 
     let shared = (meta.clone(), who.clone(), place.clone());
-    measure("create (open, no close)", callers, files, move |nth| {
+    measure("create (open, no close)", callers, phase("create", files), move |nth| {
         let (meta, who, place) = shared.clone();
         async move {
             let flags = OpenFlags { write: false, create: true, exclusive: true, ..OpenFlags::default() };
@@ -180,7 +194,7 @@ async fn main() {
     })
     .await;
     let shared = (meta.clone(), who.clone(), place.clone());
-    measure("create, write, close", callers, files / 2, move |nth| {
+    measure("create, write, close", callers, phase("write", files / 2), move |nth| {
         let (meta, who, place) = shared.clone();
         async move {
             let flags = OpenFlags { write: true, create: true, ..OpenFlags::default() };
@@ -193,7 +207,7 @@ async fn main() {
     })
     .await;
     let shared = (meta.clone(), who.clone(), place.clone());
-    measure("stat by directory, name", callers, files * 2, move |nth| {
+    measure("stat by directory, name", callers, phase("stat", files * 2), move |nth| {
         let (meta, who, place) = shared.clone();
         async move {
             meta.stat(&who, &place("f", nth % files), false).await.expect("stat");
@@ -202,7 +216,7 @@ async fn main() {
     .await;
     let count = directories.len() as u64;
     let shared = (meta.clone(), who.clone());
-    measure("stat by path", callers, files * 2, move |nth| {
+    measure("stat by path", callers, phase("stat", files * 2), move |nth| {
         let (meta, who) = shared.clone();
         async move {
             let nth = nth % files;
@@ -212,7 +226,7 @@ async fn main() {
     })
     .await;
     let shared = (meta.clone(), who.clone(), place.clone());
-    measure("batch stat of 64", callers, files / 16, move |nth| {
+    measure("batch stat of 64", callers, phase("batch", files / 16), move |nth| {
         let (meta, who, place) = shared.clone();
         async move {
             let places: Vec<Place> = (0..64).map(|more| place("f", (nth * 64 + more) % files)).collect();
@@ -221,7 +235,7 @@ async fn main() {
     })
     .await;
     let shared = (meta.clone(), who.clone(), place.clone());
-    measure("rename", callers, files / 2, move |nth| {
+    measure("rename", callers, phase("rename", files / 2), move |nth| {
         let (meta, who, place) = shared.clone();
         async move {
             let mode = pb::RenameMode::Replace;
@@ -230,6 +244,7 @@ async fn main() {
     })
     .await;
 
+    let before = resident_mib();
     let start = Instant::now();
     let (mut after, mut entries) = (Bytes::new(), 0_u64);
     loop {
@@ -241,17 +256,22 @@ async fn main() {
         }
     }
     println!(
-        "{:<24} {:>9.0} entries/s with attributes",
+        "{:<24} {:>9.0} entries/s with attributes, {entries} entries, memory {before} MiB before, {} MiB after",
         "readdir",
-        entries as f64 / start.elapsed().as_secs_f64()
+        entries as f64 / start.elapsed().as_secs_f64(),
+        resident_mib(),
     );
 
     let shared = (meta.clone(), who.clone(), place.clone());
-    measure("remove", callers, files / 2, move |nth| {
+    measure("remove", callers, phase("remove", files / 2), move |nth| {
         let (meta, who, place) = shared.clone();
         async move { meta.unlink(&who, &place("r", nth)).await.expect("remove") }
     })
     .await;
+    if !wanted("tree") {
+        running.stop().await;
+        return;
+    }
     let start = Instant::now();
     meta.remove_all(&who, &Place::path("/d0")).await.expect("remove_all");
     println!("{:<24} returned after {:?}", "remove the tree", start.elapsed());

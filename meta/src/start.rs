@@ -32,6 +32,8 @@ use crate::skin::Skin;
 
 /// How long a stop waits for calls under way and for mgmtd.
 const STOP: Duration = Duration::from_secs(5);
+/// How long a start waits for mgmtd.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The largest request taken: 1024 long paths and 65536 groups fit.
 const MAX_REQUEST: usize = 8 << 20;
 
@@ -152,7 +154,7 @@ pub async fn start_with(
                 ..Default::default()
             };
             let report = move || Report { routing_version: routing.version(), ..Report::default() };
-            let options = HeartbeatOptions::default();
+            let options = HeartbeatOptions { patience: PATIENCE };
             let started = Heartbeats::start(mgmtd, node, env.clock.clone(), report, options).await;
             Some(started.map_err(StartError::Register)?)
         }
