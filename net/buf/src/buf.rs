@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::region::Run;
 
-/// A buffer from the pool with one owner. Dereferences to its first [`IoBuf::len`] bytes.
+/// A buffer from the pool with one owner. Dereferences to its first `len` bytes ([`IoBuf::set_len`]).
 ///
 /// Its memory is always initialised: zero when first mapped, later whatever its last user left. Send only what was filled.
 pub struct IoBuf {

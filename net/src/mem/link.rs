@@ -1,10 +1,8 @@
-//! One connection: requests that way, replies this way, each in order.
+//! One connection: requests that way, replies this way, each in order. The calling end; the serving one is [`super::arrival`].
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::task::Poll;
 
 use bytes::Bytes;
 use catena_buf::{Buf, IoBuf};
@@ -14,14 +12,12 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tracing::error;
 
 use super::host::Host;
 use super::{Fate, MemNetwork};
 use crate::call::{Call, Reply, Segment};
 use crate::error::NetError;
 use crate::handshake::PeerId;
-use crate::service::{Incoming, ReplySink};
 use crate::stats::{ConnectionStats, Counters, PeerStats, add};
 use crate::transport::Connection;
 
@@ -44,22 +40,22 @@ struct Message<T> {
     what: T,
 }
 
-struct Request {
+pub(super) struct Request {
     /// 0: the second of two.
-    id: u64,
-    method: u16,
-    body: Bytes,
-    deadline: Instant,
-    data: Vec<Segment>,
-    room: Vec<u32>,
-    abandoned: Arc<AtomicBool>,
+    pub id: u64,
+    pub method: u16,
+    pub body: Bytes,
+    pub deadline: Instant,
+    pub data: Vec<Segment>,
+    pub room: Vec<u32>,
+    pub abandoned: Arc<AtomicBool>,
 }
 
-struct Answer {
-    id: u64,
-    status: Status,
-    body: Bytes,
-    data: Vec<Buf>,
+pub(super) struct Answer {
+    pub id: u64,
+    pub status: Status,
+    pub body: Bytes,
+    pub data: Vec<Buf>,
 }
 
 struct State {
@@ -76,16 +72,16 @@ struct State {
 pub(super) struct Link {
     network: MemNetwork,
     serial: u64,
-    me: PeerId,
-    host: Arc<Host>,
+    pub me: PeerId,
+    pub host: Arc<Host>,
     name: String,
     state: Mutex<State>,
     credits: Semaphore,
     counters: Counters,
     requests: mpsc::UnboundedSender<Message<Request>>,
     answers: mpsc::UnboundedSender<Message<Answer>>,
-    in_flight: AtomicU64,
-    parked: AtomicU64,
+    pub in_flight: AtomicU64,
+    pub parked: AtomicU64,
     /// A call has ended.
     ended: Notify,
 }
@@ -203,7 +199,7 @@ impl Link {
         drop(gone);
     }
 
-    fn is_severed(&self) -> bool {
+    pub fn is_severed(&self) -> bool {
         self.state.lock().pumps.is_empty()
     }
 
@@ -224,53 +220,8 @@ impl Link {
         self.network.state.lock().weather(from, to).reorder
     }
 
-    /// A request is here.
-    async fn arrive(self: &Arc<Self>, request: Request) {
-        let host = &self.host;
-        // A message that travelled on its own may arrive after all.
-        if host.is_dead() || self.is_severed() {
-            return;
-        }
-        let Request { id, method, body, deadline, data, room, abandoned } = request;
-        let bulk: usize = data.iter().map(|segment| segment.data.len()).sum();
-        let received = body.len() + bulk;
-        host.begin();
-        host.counters.begun(method);
-        add(&host.counters.wire_received, received as u64);
-        self.in_flight.fetch_add(1, Relaxed);
-        let begun = Instant::now();
-        let link = self.clone();
-        let sink = Box::new(Sink { link, id, method, received, begun, abandoned, answered: false });
-        if host.is_leaving() {
-            return sink.send(Status::ShuttingDown, Bytes::new(), Vec::new());
-        }
-        let lens: Vec<usize> =
-            data.iter().map(|segment| usize::from(segment.align) + segment.data.len()).collect();
-        let class = host.service.class(method, &body);
-        let fetched =
-            if lens.is_empty() { Ok(Some(Vec::new())) } else { host.pool.try_alloc_many(&lens, class) };
-        let begin = Begin { link: self.clone(), method, body, deadline, room, sink };
-        match fetched {
-            Ok(Some(bufs)) => begin.here(fill(bufs, &data)).await,
-            Ok(None) => {
-                add(&host.counters.parked, 1);
-                self.parked.fetch_add(1, Relaxed);
-                let pool = host.pool.clone();
-                host.spawn(async move {
-                    let bufs = timeout_at(deadline, pool.alloc_many(&lens, class)).await;
-                    begin.link.parked.fetch_sub(1, Relaxed);
-                    match bufs {
-                        Ok(Ok(bufs)) => begin.here(fill(bufs, &data)).await,
-                        _ => begin.sink.send(Status::TimedOut, Bytes::new(), Vec::new()),
-                    }
-                });
-            }
-            Err(error) => begin.sink.send(Status::Invalid, Bytes::from(error.to_string()), Vec::new()),
-        }
-    }
-
     /// An answer leaves the server.
-    fn answer(&self, answer: Answer) {
+    pub fn answer(&self, answer: Answer) {
         let (from, to) = (self.host.peer(), self.me);
         let sent = Instant::now();
         match self.network.fate(from, to) {
@@ -445,96 +396,6 @@ impl Drop for Guard<'_> {
         if !self.over {
             self.link.counters.ended(self.method, false, self.sent, 0, self.begun.elapsed());
             self.link.give_up(self.id);
-        }
-    }
-}
-
-/// Copies bulk data to where it belongs.
-fn fill(mut bufs: Vec<IoBuf>, data: &[Segment]) -> Vec<IoBuf> {
-    for (buf, segment) in bufs.iter_mut().zip(data) {
-        let start = usize::from(segment.align);
-        buf[start..].copy_from_slice(&segment.data);
-        buf.zero_around(start);
-    }
-    bufs
-}
-
-/// A request about to begin.
-struct Begin {
-    link: Arc<Link>,
-    method: u16,
-    body: Bytes,
-    deadline: Instant,
-    room: Vec<u32>,
-    sink: Box<Sink>,
-}
-
-impl Begin {
-    async fn here(self, data: Vec<IoBuf>) {
-        let Begin { link, method, body, deadline, room, sink } = self;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return sink.send(Status::TimedOut, Bytes::new(), Vec::new());
-        }
-        let service = link.host.service.clone();
-        let incoming = Incoming::new(method, body, link.me, left, room, data, sink);
-        let Ok(mut handler) = catch_unwind(AssertUnwindSafe(|| service.call(incoming))) else {
-            return error!(method, "a request's handler panicked");
-        };
-        let first = std::future::poll_fn(|context| {
-            Poll::Ready(catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(context))))
-        });
-        match first.await {
-            Ok(Poll::Ready(())) => {}
-            Ok(Poll::Pending) => link.host.spawn(handler),
-            Err(_) => error!(method, "a request's handler panicked"),
-        }
-    }
-}
-
-/// The way back of one request.
-struct Sink {
-    link: Arc<Link>,
-    id: u64,
-    method: u16,
-    received: usize,
-    begun: Instant,
-    abandoned: Arc<AtomicBool>,
-    answered: bool,
-}
-
-impl Sink {
-    fn end(&mut self, ok: bool, sent: usize) {
-        self.answered = true;
-        self.link.in_flight.fetch_sub(1, Relaxed);
-        self.link.host.counters.ended(self.method, ok, sent, self.received, self.begun.elapsed());
-        self.link.host.end();
-    }
-}
-
-impl ReplySink for Sink {
-    fn send(mut self: Box<Self>, status: Status, body: Bytes, mut data: Vec<Buf>) {
-        if self.abandoned.load(Relaxed) {
-            data.clear();
-        }
-        let sent = body.len() + data.iter().map(|buf| buf.len()).sum::<usize>();
-        add(&self.link.host.counters.wire_sent, sent as u64);
-        // The second of two has nobody to answer.
-        if self.id != 0 && !self.link.is_severed() {
-            self.link.answer(Answer { id: self.id, status, body, data });
-        }
-        self.end(status == Status::Ok, sent);
-    }
-
-    fn is_abandoned(&self) -> bool {
-        self.abandoned.load(Relaxed)
-    }
-}
-
-impl Drop for Sink {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.end(false, 0);
         }
     }
 }

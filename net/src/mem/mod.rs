@@ -22,6 +22,7 @@
 //! # let _ = transport;
 //! ```
 
+mod arrival;
 mod host;
 mod link;
 

@@ -282,6 +282,10 @@ async fn receive(
     counters: &Counters,
     slices: &mut [IoSliceMut<'_>],
 ) -> io::Result<usize> {
+    if let Some(outbox) = outbox {
+        // Before every receive, not only before a wait: data may keep coming for ever.
+        outbox.uncork(counters);
+    }
     tokio::task::coop::consume_budget().await;
     let want: usize = slices.iter().map(|slice| slice.len()).sum();
     loop {
@@ -299,13 +303,7 @@ async fn receive(
             Ok(got) => got,
             Err(_) if short > 0 => short,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if let Some(outbox) = outbox {
-                    outbox.uncork(counters);
-                }
                 stream.readable().await?;
-                if let Some(outbox) = outbox {
-                    outbox.cork();
-                }
                 continue;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -313,6 +311,9 @@ async fn receive(
         };
         add(&counters.reads, 1);
         add(&counters.wire_received, got as u64);
+        if let Some(outbox) = outbox {
+            outbox.cork();
+        }
         return Ok(got);
     }
 }

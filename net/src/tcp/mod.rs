@@ -1,7 +1,7 @@
 //! TCP: for clusters without RDMA, for tests, and for clients anywhere. Addresses are `host:port` or `tcp://host:port`.
 //!
-//! One connection is one socket, with a task that reads and one that writes ([`outbox`]); bulk data goes between the socket and the pool's
-//! buffers without a copy ([`inbox`] says where the exceptions are). The frames are drawn in `docs/format-wire.md`.
+//! One connection is one socket, with a task that reads and one that writes (`outbox.rs`); bulk data goes between the socket and the pool's
+//! buffers without a copy (`inbox.rs` says where the exceptions are). The frames are drawn in `docs/format-wire.md`.
 
 mod client;
 mod frame;

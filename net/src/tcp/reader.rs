@@ -93,7 +93,6 @@ impl Reader {
 
     /// Serves until the connection ends; says why it did.
     pub async fn run(mut self) -> Broken {
-        self.session.outbox.cork();
         loop {
             if let Err(broken) = self.frame().await {
                 return broken;
