@@ -36,7 +36,8 @@ const ATTEMPTS: usize = 16;
 struct Done {
     target: Arc<Target>,
     at: Fenced<ReadAt>,
-    data: ReadData,
+    /// `None`: the chunk does not exist, which is an answer like any other and counts only under the lease (R11).
+    data: Option<ReadData>,
 }
 
 type Outcome = Result<Done, Status>;
@@ -161,9 +162,10 @@ fn outcome(
     read: Result<ReadData, EngineError>,
 ) -> Option<Outcome> {
     match read {
-        Ok(data) => Some(Ok(Done { target: target.clone(), at, data })),
+        Ok(data) => Some(Ok(Done { target: target.clone(), at, data: Some(data) })),
         // Absent for good, unless a named version was wanted: that one has been committed and overtaken.
         Err(error) if is_gone(&error) && matches!(at.peek(), ReadAt::Pending(_)) => None,
+        Err(EngineError::NotFound(_)) => Some(Ok(Done { target: target.clone(), at, data: None })),
         Err(error) => Some(Err(target.disk.read_failed(node, target, request.chunk, &error))),
     }
 }
@@ -224,7 +226,8 @@ fn encode(node: &Arc<Node>, outcomes: Vec<Outcome>) -> (Answer, u64) {
     let mut bytes = 0;
     for outcome in outcomes {
         let fenced = outcome.and_then(|Done { target, at, data }| {
-            at.open(|| target.lease.valid(now)).map(|_| data).ok_or(Status::NoLease)
+            at.open(|| target.lease.valid(now)).ok_or(Status::NoLease)?;
+            data.ok_or(Status::NotFound)
         });
         match fenced {
             Ok(read) => {
