@@ -79,7 +79,7 @@ impl Metrics {
 
     /// Makes everything known to a registry; names get the prefix `catena_meta`.
     pub fn register(&self, registry: &mut Registry) {
-        let registry = registry.sub_registry_with_prefix("catena_meta");
+        let registry = registry.sub_registry_with_prefix("meta");
         let family = self.latency.clone();
         registry.register("call_seconds", "Time that calls took, and how many there were", family);
         registry.register("call_failures", "Calls that were refused or failed", self.failures.clone());
