@@ -34,14 +34,15 @@ impl Plan {
     /// From the command line.
     pub fn new(args: &DataArgs, random: bool) -> Result<Plan> {
         let (block, depth) = if random { (4 << 10, 64) } else { (4 << 20, 8) };
-        let block = args.block_size.unwrap_or(block);
+        let files = args.files.unwrap_or(args.threads).max(1);
+        // A block that nobody asked for is at most a file.
+        let block = args.block_size.unwrap_or_else(|| block.min(args.size / files as u64));
         let refuse = |what: &str| Err(Failure::usage(what.to_owned()));
         if block == 0 || block > 64 << 20 {
             return refuse("--block-size: between 1 byte and 64 MiB");
         }
         let (depth, threads) = (args.depth.unwrap_or(depth), args.threads);
-        let files = args.files.unwrap_or(threads);
-        if depth == 0 || threads == 0 || files == 0 || args.batch == 0 {
+        if depth == 0 || threads == 0 || args.files == Some(0) || args.batch == 0 {
             return refuse("--depth, --threads, --files and --batch: at least 1");
         }
         if depth > 65_536 || threads > 4096 || files > 65_536 {
