@@ -1,7 +1,7 @@
 //! Requests as they come in, and who answers them. One request crosses this file once; up to its first wait it runs on the
 //! connection's own task, so that forwards of one chunk begin in the order in which the predecessor sent them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -18,8 +18,8 @@ use crate::node::Node;
 use crate::wire::{self, Control, Controlled, Verdict};
 use crate::{chunks, forward, read, session, write};
 
-/// The data plane's front door.
-pub(crate) struct FrontDoor(pub Arc<Node>);
+/// The data plane's front door. Connections keep it; the node lives only as long as its service runs.
+pub(crate) struct FrontDoor(pub Weak<Node>);
 
 /// What goes back: a status, a body, data.
 pub(crate) type Answer = (Status, Bytes, Vec<catena_buf::Buf>);
@@ -40,8 +40,9 @@ impl Service for FrontDoor {
     }
 
     fn call(self: Arc<Self>, request: Incoming) -> BoxFuture<'static, ()> {
-        let node = self.0.clone();
+        let node = self.0.upgrade();
         Box::pin(async move {
+            let Some(node) = node else { return request.responder().status(Status::ShuttingDown) };
             let begun = node.clock.monotonic();
             // Only reads make room for data; the rest have an empty list.
             let room = request.room().to_vec();

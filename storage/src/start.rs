@@ -140,7 +140,8 @@ pub async fn start(config: Config, env: Env, transport: Arc<dyn Transport>) -> R
     let throttle = Throttle::new(config.resync_rate);
     let (id, clock) = (config.node_id(), env.clock.clone());
     let node = Arc::new(Node::new(id, clock, metrics, peers, shipping, throttle, routing, disks));
-    let listener = transport.listen(&with_scheme(&config.listen), Arc::new(FrontDoor(node.clone()))).await?;
+    let listener =
+        transport.listen(&with_scheme(&config.listen), Arc::new(FrontDoor(Arc::downgrade(&node)))).await?;
     let address = config.advertise.as_deref().map_or_else(|| listener.address(), with_scheme);
     info!(node = %id, address, disks = node.disks().len(), "storage service listens");
 
