@@ -77,7 +77,7 @@ impl Metrics {
         InFlight { metrics: self }
     }
 
-    /// Makes everything known to a registry; names get the prefix `catena_meta`.
+    /// Makes everything known to a registry; names get the prefix `meta` behind the registry's own.
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("meta");
         let family = self.latency.clone();

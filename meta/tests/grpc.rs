@@ -108,7 +108,7 @@ async fn every_call_goes_through() {
     meta.remove_all(&who, &path("/d")).await.unwrap();
     assert_eq!(meta.stat(&who, &path("/d"), true).await.unwrap_err().errno(), 2);
 
-    let mut registry = Registry::default();
+    let mut registry = Registry::with_prefix("catena");
     running.register_metrics(&mut registry);
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
