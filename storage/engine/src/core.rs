@@ -349,10 +349,10 @@ impl Core {
             }
             (state.log.last(), state.limbo_epoch())
         };
-        if self.grow(order).await? {
-            if let Some(run) = self.lock()?.allocator.take(order) {
-                return Ok(Some(run));
-            }
+        if self.grow(order).await?
+            && let Some(run) = self.lock()?.allocator.take(order)
+        {
+            return Ok(Some(run));
         }
         // Full, but for what was given up and waits.
         let Some(epoch) = epoch else { return Ok(None) };

@@ -193,7 +193,7 @@ impl Platter {
             let mut versions: BTreeMap<u64, Vec<Sector>> = BTreeMap::new();
             for (at, (number, sector)) in unsynced.into_iter().enumerate() {
                 match manner {
-                    0 | 1 | 2 => {
+                    0..=2 => {
                         if at < keep {
                             file.durable.insert(number, sector);
                         }
@@ -401,10 +401,7 @@ impl Disk for Handle {
         let (completer, completion) = completion();
         let delay = {
             let mut platter = self.platter.lock();
-            match platter.config.delay {
-                Some((least, most)) => Some(platter.rng.random_range(least..=most)),
-                None => None,
-            }
+            platter.config.delay.map(|(least, most)| platter.rng.random_range(least..=most))
         };
         let run = {
             let (platter, number) = (self.platter.clone(), self.number);

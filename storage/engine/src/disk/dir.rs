@@ -175,9 +175,10 @@ pub(super) fn allocate(fd: &OwnedFd, length: u64) -> io::Result<()> {
     match rustix::fs::fallocate(fd, FallocateFlags::empty(), 0, length) {
         Err(rustix::io::Errno::OPNOTSUPP) => {
             let stat = rustix::fs::fstat(fd)?;
-            Ok(if (stat.st_size as u64) < length {
-                rustix::fs::ftruncate(fd, length)?
-            })
+            if (stat.st_size as u64) < length {
+                rustix::fs::ftruncate(fd, length)?;
+            }
+            Ok(())
         }
         other => Ok(other?),
     }

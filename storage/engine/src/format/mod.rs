@@ -22,10 +22,9 @@ pub fn blocks(bytes: u32) -> u32 {
 }
 
 /// Takes a fixed structure off the front of `bytes`.
-pub fn take<'a, T: FromBytes + KnownLayout + Immutable>(bytes: &mut &'a [u8]) -> Option<&'a T>
-where
-    T: zerocopy::Unaligned,
-{
+pub fn take<'a, T: FromBytes + KnownLayout + Immutable + zerocopy::Unaligned>(
+    bytes: &mut &'a [u8],
+) -> Option<&'a T> {
     let (head, rest) = T::ref_from_prefix(bytes).ok()?;
     *bytes = rest;
     Some(head)

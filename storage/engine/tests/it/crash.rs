@@ -82,7 +82,7 @@ fn a_killed_process_at_any_operation_leaves_what_was_acknowledged() {
 async fn lives(seed: u64, lives: u32) {
     use rand::{Rng, SeedableRng};
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed ^ 0x5eed);
-    let disk = formatted(seed, seed % 4 != 0).await;
+    let disk = formatted(seed, !seed.is_multiple_of(4)).await;
     let run = Run::new(seed);
     let mut engine = open(&disk, &run.pool).await.expect("opens");
     for _ in 0..lives {

@@ -136,7 +136,7 @@ impl Run {
         }
         let mut world = self.world.borrow_mut();
         world.sequence += 1;
-        Some(tag(u64::from(world.sequence % 5) + 1, world.sequence))
+        Some(tag(world.sequence % 5 + 1, world.sequence))
     }
 
     /// Stages a few versions at once, commits some, drops some.
@@ -244,6 +244,13 @@ impl Run {
     async fn worker(&self, engine: &Engine, number: u32, steps: u32) -> Result<(), EngineError> {
         for _ in 0..steps {
             let chunk = chunk(number * CHUNKS + self.pick(0..CHUNKS));
+            if std::env::var("DEBUG_CHUNK").is_ok_and(|x| x == chunk.index.to_string()) {
+                eprintln!(
+                    "STEP {chunk} model {:?} engine {:?}",
+                    crate::model::brief(&self.world.borrow().chunks.get(&chunk).cloned().unwrap_or_default()),
+                    engine.chunk(T, chunk)
+                );
+            }
             match self.pick(0..12) {
                 0 => self.resync(engine, chunk).await?,
                 1 => engine.maintain().await?,
