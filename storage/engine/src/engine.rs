@@ -267,12 +267,14 @@ impl Engine {
         self.change(|state| {
             let of = state.targets.get(&target).ok_or(EngineError::NoSuchTarget(target))?;
             let Some(active) = of.active.get(&chunk) else { return Ok(state.log.last()) };
-            let Some(at) = active.pendings.iter().position(|one| one.id.version >= from.version) else {
-                return Ok(state.log.last());
-            };
-            if at < active.committed {
+            if active.pendings.range(..active.committed).any(|one| one.id == from) {
                 return Err(EngineError::Invalid { what: "drop: the version is committed" });
             }
+            let pending = active.pendings.range(active.committed..);
+            let Some(at) = pending.into_iter().position(|one| one.id.version >= from.version) else {
+                return Ok(state.log.last());
+            };
+            let at = at + active.committed;
             let first = active.pendings[at].id;
             let rsn = state.enqueue_about(target, chunk, first, Body::Drop);
             state.drop_from(target, chunk, at);

@@ -199,14 +199,16 @@ impl Target {
     pub fn committed(&self, chunk: ChunkId) -> Option<Meta> {
         let entry = self.chunks.get(&chunk)?;
         let Some(active) = self.active.get(&chunk) else { return entry.meta() };
+        if active.pendings.get(active.committed).is_some_and(|next| next.rebase) {
+            // What is there is void once a rebase is on its way.
+            return None;
+        }
         match active.newest_committed() {
             Some(pending) => Some(Meta {
                 version: pending.id,
                 length: pending.parts.length,
                 tombstone: pending.parts.tombstone,
             }),
-            // What is there is void once a rebase is on its way.
-            None if active.pendings.front().is_some_and(|pending| pending.rebase) => None,
             None => entry.meta(),
         }
     }

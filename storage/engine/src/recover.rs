@@ -255,7 +255,10 @@ async fn pages(core: &Core, front: &Front, replay: &mut Replay) -> Result<()> {
         }
         let (page, payload, crc) = decode_page(&window[..wanted]).ok_or_else(damaged)?;
         replay.page(&page, payload).ok_or_else(|| {
-            bad(&*core.disk, format!("checkpoint {} has a page that this version does not know", front.number))
+            bad(
+                &*core.disk,
+                format!("checkpoint {} has a page that this version does not know", front.number),
+            )
         })?;
         body_crc = checksum::append(body_crc, &crc.to_le_bytes());
         taken += wanted as u64;

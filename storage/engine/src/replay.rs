@@ -155,7 +155,7 @@ impl Replay {
                 }
             }
             Body::Drop => {
-                if let Some(at) = self.position(target, chunk, |id| id.version >= version.version) {
+                if let Some(at) = self.position(target, chunk, |id| id == version) {
                     self.state.drop_from(target, chunk, at);
                 }
             }

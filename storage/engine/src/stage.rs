@@ -96,7 +96,7 @@ impl Stage {
             if !matches!(shape, Shape::Replace(..) | Shape::Remove) {
                 return Err(EngineError::Invalid { what: "base: neither whole contents nor a removal" });
             }
-            if target.active.get(&chunk).is_some_and(|active| !active.pendings.is_empty()) {
+            if target.active.get(&chunk).is_some_and(|active| active.pendings.len() > active.committed) {
                 return Err(EngineError::Invalid { what: "base: the chunk has pending versions" });
             }
         }

@@ -93,7 +93,7 @@ pub async fn check(engine: &Engine, chunk: ChunkId, ways: &[Chain]) -> Chain {
     panic!("chunk {chunk} is {state:?}, which is none of what it may be: {reasons:?}\n{:?}", brief(ways));
 }
 
-pub fn brief(ways: &[Chain]) -> Vec<Vec<(VersionId, Option<usize>, bool)>> {
+fn brief(ways: &[Chain]) -> Vec<Vec<(VersionId, Option<usize>, bool)>> {
     let one = |version: &Version| (version.id, version.contents.as_ref().map(Vec::len), version.acknowledged);
     ways.iter().map(|way| way.versions.iter().map(one).collect()).collect()
 }

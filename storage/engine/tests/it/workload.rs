@@ -169,8 +169,11 @@ impl Run {
                 engine.commit(T, chunk, chain.versions[upto - 1].id)?;
             }
         }
-        if self.pick(0..6) == 0 && chain.committed < chain.versions.len() {
-            let from = self.pick(chain.committed as u32..chain.versions.len() as u32) as usize;
+        // A rebase that is dropped makes the old contents count again: `resync` has that case.
+        let rebased = chain.committed == 0 && chain.versions[0].id.assigned != ChainVersion(1);
+        let droppable = chain.committed + usize::from(rebased);
+        if self.pick(0..6) == 0 && droppable < chain.versions.len() {
+            let from = self.pick(droppable as u32..chain.versions.len() as u32) as usize;
             let id = chain.versions[from].id;
             let kept = Chain { versions: chain.versions[..from].to_vec(), committed: chain.committed };
             self.set(chunk, vec![chain.clone(), kept.clone()]);
@@ -244,13 +247,6 @@ impl Run {
     async fn worker(&self, engine: &Engine, number: u32, steps: u32) -> Result<(), EngineError> {
         for _ in 0..steps {
             let chunk = chunk(number * CHUNKS + self.pick(0..CHUNKS));
-            if std::env::var("DEBUG_CHUNK").is_ok_and(|x| x == chunk.index.to_string()) {
-                eprintln!(
-                    "STEP {chunk} model {:?} engine {:?}",
-                    crate::model::brief(&self.world.borrow().chunks.get(&chunk).cloned().unwrap_or_default()),
-                    engine.chunk(T, chunk)
-                );
-            }
             match self.pick(0..12) {
                 0 => self.resync(engine, chunk).await?,
                 1 => engine.maintain().await?,
