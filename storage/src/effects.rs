@@ -16,7 +16,7 @@
 //! the step that made it, and what it says stays true (durable stays durable, committed stays committed) or is bound to its chain
 //! version. The one exception is the lease, and it is looked at when the message leaves.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -72,6 +72,16 @@ pub(crate) struct Outbox {
     queue: VecDeque<Outgoing>,
     /// Somebody is emptying it.
     attended: bool,
+    /// Chunks whose whole contents are being read and sent.
+    fulls: BTreeMap<ChunkId, Fulls>,
+}
+
+/// Full forwards of one chunk that are under way, and the newest notice that waits for them. A notice takes no time and a full forward
+/// does. A syncing target that is told of D before it is told of the chunk forgets it, and would hear of it only by the next tick.
+#[derive(Default)]
+struct Fulls {
+    under_way: usize,
+    notice: Option<Outgoing>,
 }
 
 impl Target {
@@ -116,7 +126,37 @@ impl Target {
     }
 
     fn put_out(&self, message: Outgoing) {
-        self.outbox.lock().queue.push_back(message);
+        let outbox = &mut *self.outbox.lock();
+        match &message {
+            Outgoing::Full(full) => outbox.fulls.entry(full.chunk).or_default().under_way += 1,
+            Outgoing::Control { item, .. } if item.is_notice() => {
+                if let Some(fulls) = outbox.fulls.get_mut(&item.chunk()) {
+                    fulls.notice = Some(message);
+                    return;
+                }
+            }
+            _ => {}
+        }
+        outbox.queue.push_back(message);
+    }
+
+    /// A full forward has been answered, or was not sent: what waited for it may go.
+    pub fn full_is_over(self: &Arc<Self>, node: &Arc<Node>, chunk: ChunkId) {
+        let waiting = {
+            let mut outbox = self.outbox.lock();
+            let Some(fulls) = outbox.fulls.get_mut(&chunk) else { return };
+            fulls.under_way -= 1;
+            if fulls.under_way > 0 {
+                return;
+            }
+            let waiting = outbox.fulls.remove(&chunk).and_then(|fulls| fulls.notice);
+            let any = waiting.is_some();
+            outbox.queue.extend(waiting);
+            any
+        };
+        if waiting {
+            self.send_all(node);
+        }
     }
 
     /// Begins everything that the last step asked for, in order.

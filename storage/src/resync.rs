@@ -65,26 +65,31 @@ pub(crate) struct Full {
 /// Reads a chunk as of a pending version and sends it to the syncing successor.
 pub(crate) fn send_full(target: Arc<Target>, node: Arc<Node>, full: Full) {
     tokio::spawn(async move {
-        let Full { to, place, chain_version, chunk, id, tag, full, first, durable } = full;
-        let shipped = match ship(&target, &node, to, chunk, At::Version(id)).await {
-            Ok(shipped) => shipped,
-            // Committed and overtaken: the tail, which is the successor, has it. Or not durable yet: the next tick asks again.
-            Err(Unshipped::Gone) => return,
-            Err(Unshipped::Unreadable(error)) => {
-                target.disk.read_failed(&node, &target, chunk, &error);
-                return;
-            }
-            Err(Unshipped::Refused(status)) => {
-                let verdict = Verdict::new(status, false);
-                return target.forward_answered(&node, to, chain_version, chunk, Some(verdict)).await;
-            }
-        };
-        let payload = Payload::whole(&shipped);
-        let forward = Forward { chunk, id, tag, payload, full, first, durable };
-        let answered = target.send_forward(&node, to, place, chain_version, forward).await;
-        drop(shipped);
-        target.forward_answered(&node, to, chain_version, chunk, answered).await;
+        let (to, chain_version, chunk) = (full.to, full.chain_version, full.chunk);
+        let sent = ship_full(&target, &node, full).await;
+        target.full_is_over(&node, chunk);
+        if let Some(answered) = sent {
+            target.forward_answered(&node, to, chain_version, chunk, answered).await;
+        }
     });
+}
+
+/// The successor's verdict if it was asked, or what stands for one; `None` if there is nothing to send.
+async fn ship_full(target: &Arc<Target>, node: &Arc<Node>, full: Full) -> Option<Option<Verdict>> {
+    let Full { to, place, chain_version, chunk, id, tag, full, first, durable } = full;
+    let shipped = match ship(target, node, to, chunk, At::Version(id)).await {
+        Ok(shipped) => shipped,
+        // Committed and overtaken: the tail, which is the successor, has it. Or not durable yet: the next tick asks again.
+        Err(Unshipped::Gone) => return None,
+        Err(Unshipped::Unreadable(error)) => {
+            target.disk.read_failed(node, target, chunk, &error);
+            return None;
+        }
+        Err(Unshipped::Refused(status)) => return Some(Some(Verdict::new(status, false))),
+    };
+    let payload = Payload::whole(&shipped);
+    let forward = Forward { chunk, id, tag, payload, full, first, durable };
+    Some(target.send_forward(node, to, place, chain_version, forward).await)
 }
 
 /// Begins to bring the syncing successor up to date.

@@ -388,6 +388,11 @@ impl Control {
         chunk(self.inode, self.index)
     }
 
+    /// "Durable up to me".
+    pub fn is_notice(&self) -> bool {
+        self.kind == ControlKind::Notice as u8
+    }
+
     /// What it says.
     pub fn decode<P>(&self) -> Result<Controlled<P>, Malformed> {
         let chunk = self.chunk();
