@@ -394,9 +394,13 @@ impl Target {
 
     /// The answer to a control message of this target.
     pub fn control_answered(self: &Arc<Self>, node: &Arc<Node>, item: &Control, verdict: Verdict) {
-        self.hear_of_space(verdict);
+        let (to, cv) = (TargetId(item.to.get()), ChainVersion(item.chain_version.get()));
+        // Acknowledgements are answered by the predecessor, whose word on space is this target's own, come back: heeding it would keep
+        // both short for ever.
+        if self.is_successor(to) {
+            self.hear_of_space(verdict);
+        }
         if let Some(refusal) = wire::status_refusal(verdict.status()) {
-            let (to, cv) = (TargetId(item.to.get()), ChainVersion(item.chain_version.get()));
             self.step(node, |replica, _, out| replica.refused(to, cv, item.chunk(), refusal, out));
         }
     }

@@ -253,6 +253,10 @@ impl Target {
         })
     }
 
+    pub(crate) fn is_successor(&self, to: TargetId) -> bool {
+        self.state.lock().replica.view().successor(self.id).is_some_and(|(successor, _)| successor == to)
+    }
+
     pub(crate) fn hear_of_space(&self, verdict: Verdict) {
         let mut state = self.state.lock();
         if verdict.short_of_space() != state.successor_short {
