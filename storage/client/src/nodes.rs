@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use catena_net::{Call, Connection, NetError, Reply, Transport};
@@ -14,8 +14,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::metrics::{Metrics, add};
 use crate::options::Options;
 
-/// How long a node that did not answer is only asked when nobody else can be.
+/// How long a node that did not answer is only asked when nobody else can be. It doubles each time, so that a node which hangs costs
+/// ever fewer reads an attempt.
 const SUSPICION: Duration = Duration::from_secs(2);
+const LONGEST_SUSPICION: Duration = Duration::from_secs(32);
 
 /// An attempt that brought no reply.
 #[derive(Clone, Debug)]
@@ -39,6 +41,8 @@ pub(crate) struct Node {
     outstanding: AtomicU64,
     /// Milliseconds since the epoch until which the node is suspect.
     suspect: AtomicU64,
+    /// Attempts in a row that were not answered.
+    strikes: AtomicU32,
     slots: Vec<Slot>,
     next: AtomicUsize,
 }
@@ -97,6 +101,7 @@ impl Nodes {
             Arc::new(Node {
                 outstanding: AtomicU64::new(0),
                 suspect: AtomicU64::new(0),
+                strikes: AtomicU32::new(0),
                 slots: (0..self.connections).map(|_| Slot::default()).collect(),
                 next: AtomicUsize::new(0),
             })
@@ -115,7 +120,13 @@ impl Nodes {
     }
 
     pub fn accuse(&self, node: &Node) {
-        node.suspect.store(self.millis() + SUSPICION.as_millis() as u64, Relaxed);
+        if self.suspect(node) {
+            // One silence fails all that were waiting in it: it counts once.
+            return;
+        }
+        let strikes = node.strikes.fetch_add(1, Relaxed).min(8);
+        let suspicion = (SUSPICION * (1 << strikes)).min(LONGEST_SUSPICION);
+        node.suspect.store(self.millis() + suspicion.as_millis() as u64, Relaxed);
     }
 
     /// Sends `call` (whose deadline is set here) to the node at `address` and waits for the answer until `until`.
@@ -136,6 +147,7 @@ impl Nodes {
         match timeout_at(until, connection.call(call)).await {
             Ok(Ok(reply)) => {
                 node.suspect.store(0, Relaxed);
+                node.strikes.store(0, Relaxed);
                 Ok(reply)
             }
             Ok(Err(error)) => {

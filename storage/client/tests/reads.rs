@@ -145,6 +145,22 @@ async fn a_replica_that_hangs_costs_one_attempt_and_is_avoided_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_stays_silent_is_tried_ever_more_rarely_and_taken_back_when_it_answers() {
+    let options = Options { read_attempt: Duration::from_millis(200), seed: 2, ..Options::default() };
+    let cluster = Cluster::with(options).await;
+    cluster.fill(0, b"data");
+    cluster.trick(2, &[Trick::Hang; 4]);
+    for _ in 0..600 {
+        assert_eq!(read_one(&cluster, op(0, 0, 4)).await.unwrap(), b"data");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let asked = cluster.seen().iter().filter(|seen| seen.node == NodeId(2)).count();
+    assert!(asked > 40, "taken back: {asked}");
+    let metrics = cluster.client.metrics();
+    assert_eq!(metrics.retries, 4);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reply_that_makes_no_sense_is_not_believed() {
     let cluster = Cluster::new().await;
     cluster.fill(0, b"data");
