@@ -1,7 +1,10 @@
 //! The namespace: everything about names and attributes, nothing about contents.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use catena_meta_client::{SetAttr, Usage, XattrMode};
+use catena_mgmtd_client::CallOptions;
 use catena_proto::clock::Timestamp;
 use catena_proto::ids::InodeId;
 use catena_proto::pb;
@@ -242,13 +245,26 @@ impl Catena {
         let reply = self.shared.meta.statfs(&self.who).await?;
         Ok(StatFs {
             capacity: reply.capacity,
-            used: reply.used,
+            used: self.used_now(reply.capacity).await.unwrap_or(reply.used),
             files: reply.files,
             directories: reply.directories,
             reclaim_files: reply.reclaim_files,
             reclaim_bytes: reply.reclaim_bytes,
             sessions: reply.sessions,
         })
+    }
+
+    /// Bytes used of `capacity`. The metadata service knows the disks' use as of the last change of the routing information, mgmtd as of
+    /// the last heartbeats: that share counts, if mgmtd answers.
+    async fn used_now(&self, capacity: u64) -> Option<u64> {
+        let patience = CallOptions { deadline: Duration::from_secs(2), attempt: Duration::from_secs(1) };
+        let mgmtd = self.shared.mgmtd.as_ref()?.with_options(patience);
+        let nodes = mgmtd.get_routing(0, Duration::ZERO).await.ok()?.routing?.nodes;
+        let disks = nodes.iter().flat_map(|node| &node.disks).filter(|disk| !disk.failed);
+        let (all, used) = disks.fold((0_u128, 0_u128), |(all, used), disk| {
+            (all + u128::from(disk.capacity), used + u128::from(disk.used))
+        });
+        u64::try_from((u128::from(capacity) * used).checked_div(all)?).ok()
     }
 
     /// What a subtree holds.
