@@ -155,6 +155,18 @@ impl From<rpc::Failure> for Failure {
     }
 }
 
+/// A path that fits into a message: of a very long one, its beginning and its end.
+fn shortened(path: &str) -> String {
+    const MOST: usize = 160;
+    let characters = path.chars().count();
+    if characters <= MOST {
+        return path.to_owned();
+    }
+    let head: String = path.chars().take(MOST / 2).collect();
+    let tail: String = path.chars().skip(characters - MOST / 2).collect();
+    format!("{head}…{tail}")
+}
+
 impl From<catena_client::Error> for Failure {
     fn from(error: catena_client::Error) -> Failure {
         let status = error.status();
@@ -166,7 +178,7 @@ impl From<catena_client::Error> for Failure {
         let message = match error.path() {
             "" => reason.to_owned(),
             path if reason.contains(path) => reason.to_owned(),
-            path => format!("{path}: {reason}"),
+            path => format!("{}: {reason}", shortened(path)),
         };
         // A sentence that names a command says what to do by itself.
         let told = reason.contains('`');

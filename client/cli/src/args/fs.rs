@@ -416,7 +416,8 @@ pub enum LayoutCommand {
     /// Set what files and directories created below a directory get.
     #[command(after_help = "Examples:
   catena fs layout set /models --chunk-size 16MiB
-  catena fs layout set /logs --stripe 1 --table 1")]
+  catena fs layout set /logs --stripe 1 --table 1
+  catena fs layout set /logs --inherit")]
     Set {
         /// The directory.
         path: PathBuf,
@@ -429,6 +430,9 @@ pub enum LayoutCommand {
         /// Chains that a file goes round.
         #[arg(long, value_name = "N")]
         stripe: Option<u32>,
+        /// Forget what was set before: what is not named comes from the directory above again.
+        #[arg(long)]
+        inherit: bool,
     },
 }
 

@@ -81,7 +81,9 @@ fn files_go_in_and_come_out_and_obey_the_usual_commands() {
         assert_eq!(replicas[0]["checksum"], replicas[1]["checksum"]);
         assert_ne!(replicas[0]["node"], replicas[1]["node"]);
     }
-    dev.run("fs layout set /a --chunk-size 1MiB --stripe 1").good();
+    dev.run("fs layout set /a --chunk-size 1MiB").good();
+    let set = dev.run("fs layout set /a --stripe 1 --json").good().json();
+    assert_eq!((set["chunk_size"].clone(), set["stripe"].clone()), ((1 << 20).into(), 1.into()));
     dev.run("fs touch /a/wide").good();
     assert_eq!(dev.run("fs stat /a/wide --json").good().json()["layout"]["chunk_size"], 1 << 20);
 
@@ -172,4 +174,32 @@ fn a_cluster_keeps_its_files_over_a_stop_and_over_the_death_of_everything() {
     check(&third, "/one");
     check(&third, "/two");
     third.stop();
+}
+
+#[test]
+fn a_full_disk_refuses_clearly_keeps_what_is_there_and_takes_more_once_there_is_room() {
+    let temp = disk_directory();
+    let dev = Dev::start(
+        &temp.path().join("cluster"),
+        &["--nodes", "2", "--disk-capacity", "64MiB", "--log-level", "warn"],
+    );
+    let (small, large) = (temp.path().join("small"), temp.path().join("large"));
+    let data = contents(300_000, 7);
+    std::fs::write(&small, &data).unwrap();
+    std::fs::write(&large, vec![7; 100 << 20]).unwrap();
+    run(dev.catena(["fs", "put"]).args([small.as_os_str(), "/kept".as_ref()])).good();
+
+    run(dev.catena(["fs", "put"]).args([large.as_os_str(), "/large".as_ref()])).bad(7, "no space left");
+    assert_eq!(dev.run("fs ls /").good().out, "kept\n", "half a file stayed");
+    let back = temp.path().join("back");
+    run(dev.catena(["fs", "get", "/kept"]).arg(&back)).good();
+    assert!(std::fs::read(&back).unwrap() == data);
+
+    // What the failed write took is freed in the background.
+    let again = (0..200).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        run(dev.catena(["fs", "put"]).args([small.as_os_str(), "/again".as_ref()])).code == 0
+    });
+    assert!(again, "there is room, and still nothing is taken");
+    dev.stop();
 }

@@ -1,6 +1,6 @@
 //! `layout`: where a file's chunks are, and what new files get.
 
-use catena_client::{AsPlace, Catena, LayoutChoice};
+use catena_client::{Catena, LayoutChoice, Stat};
 use catena_proto::ids::TargetId;
 use catena_proto::routing::PublicState;
 use serde_json::{Value, json};
@@ -17,19 +17,27 @@ use crate::units;
 
 /// `catena fs layout`.
 pub async fn layout(fs: &Catena, args: LayoutArgs, out: Output) -> Result<()> {
-    if let Some(LayoutCommand::Set { path, table, chunk_size, stripe }) = args.command {
+    if let Some(LayoutCommand::Set { path, table, chunk_size, stripe, inherit }) = args.command {
         let path = Remote::new(&path)?;
-        if table.is_none() && chunk_size.is_none() && stripe.is_none() {
-            return Err(Failure::usage("nothing to set").hint("use --table, --chunk-size or --stripe"));
+        if table.or(chunk_size).or(stripe).is_none() && !inherit {
+            return Err(
+                Failure::usage("nothing to set").hint("use --table, --chunk-size, --stripe or --inherit")
+            );
         }
-        fs.set_layout(&path, LayoutChoice { table, chunk_size, stripe }).await?;
-        return directory(fs, &path, out).await;
+        // What is not named stays as it was set before.
+        let before = if inherit { LayoutChoice::default() } else { fs.layout(&path).await? };
+        let choice = LayoutChoice {
+            table: table.or(before.table),
+            chunk_size: chunk_size.or(before.chunk_size),
+            stripe: stripe.or(before.stripe),
+        };
+        return directory(&path, &fs.set_layout(&path, choice).await?, out);
     }
     let path = Remote::new(args.path.as_deref().unwrap_or(std::path::Path::new("/")))?;
     let stat = fs.stat(&path).await?;
     let name = path.to_string();
     if stat.is_dir() {
-        return directory(fs, &path, out).await;
+        return directory(&path, &stat, out);
     }
     let (layout, chains) = replicas::chains(fs, &name, &stat)?;
     let chunks = stat.length.div_ceil(u64::from(layout.chunk_size));
@@ -124,35 +132,29 @@ pub async fn layout(fs: &Catena, args: LayoutArgs, out: Output) -> Result<()> {
     Ok(())
 }
 
-/// What is created below a directory gets what was set there, and the rest from above. Zero means that nothing was set.
-async fn directory(fs: &Catena, path: &Remote, out: Output) -> Result<()> {
-    let place = path.as_place();
-    let inode = fs.meta().stat(fs.credentials(), &place, true).await.map_err(catena_client::Error::from)?;
-    let set = inode.layout.unwrap_or_default();
+/// What is created below a directory gets what was set there, and the rest from above.
+fn directory(path: &Remote, stat: &Stat, out: Output) -> Result<()> {
+    let LayoutChoice { table, chunk_size, stripe } = stat.choice;
     if out.json {
-        let some = |number: u32| (number != 0).then_some(number);
         out.object(json!({
-            "path": path.to_string(), "table": some(set.table), "chunk_size": some(set.chunk_size), "stripe": some(set.stripe),
+            "path": path.to_string(), "table": table, "chunk_size": chunk_size, "stripe": stripe,
         }));
         return Ok(());
     }
-    let mut parts = Vec::new();
-    if set.table != 0 {
-        parts.push(format!("chain table {}", set.table));
-    }
-    if set.chunk_size != 0 {
-        parts.push(format!("chunks of {}", units::size(u64::from(set.chunk_size))));
-    }
-    if set.stripe != 0 {
-        parts.push(format!("a stripe of {} chains", set.stripe));
-    }
+    let parts: Vec<String> = [
+        table.map(|table| format!("chain table {table}")),
+        chunk_size.map(|bytes| format!("chunks of {}", units::size(u64::from(bytes)))),
+        stripe.map(|chains| format!("a stripe of {chains} chains")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let own = parts.join(", ");
-    out.say(match (parts.len(), path.name()) {
-        (0, None) => format!("{path}: new files get the metadata service's defaults"),
-        (0, Some(_)) => format!("{path}: new files get what the directory above gives"),
-        (3, _) => format!("{path}: new files get {own}"),
-        (_, None) => format!("{path}: new files get {own}, the rest from the metadata service's defaults"),
-        (_, Some(_)) => format!("{path}: new files get {own}, the rest from the directory above"),
+    let above = if path.name().is_none() { "the metadata service's defaults" } else { "the directory above" };
+    out.say(match parts.len() {
+        0 => format!("{path}: new files get everything from {above}"),
+        3 => format!("{path}: new files get {own}"),
+        _ => format!("{path}: new files get {own}, the rest from {above}"),
     });
     Ok(())
 }

@@ -96,6 +96,13 @@ struct Job<'a> {
     umask: u32,
 }
 
+/// An open destination.
+struct Made {
+    file: File,
+    /// It was not there before.
+    fresh: bool,
+}
+
 /// A thing to copy, found below an argument.
 struct Found {
     local: PathBuf,
@@ -201,10 +208,9 @@ impl Job<'_> {
             )));
         }
         let mode = found.meta.permissions().mode() & 0o777 & !self.umask;
-        let Some(file) = self.create(&found.remote, mode).await? else { return Ok(()) };
-        let options = self.copy.options();
-        let moved = put_file(&found.local, &file, &options).await;
-        let moved = self.settle(&file, moved).await?;
+        let Some(made) = self.create(&found.remote, mode).await? else { return Ok(()) };
+        let moved = put_file(&found.local, &made.file, &self.copy.options()).await;
+        let moved = self.settle(&made, &found.remote, moved).await?;
         if self.args.preserve {
             self.preserve(&found.remote, &found.meta).await?;
         }
@@ -213,39 +219,45 @@ impl Job<'_> {
     }
 
     async fn stdin(&self, target: &Remote) -> Result<()> {
-        let Some(file) = self.create(target, 0o666 & !self.umask).await? else { return Ok(()) };
-        let moved = put_blocking(std::io::stdin(), &file, &self.copy.options()).await;
-        let moved = self.settle(&file, moved).await?;
+        let Some(made) = self.create(target, 0o666 & !self.umask).await? else { return Ok(()) };
+        let moved = put_blocking(std::io::stdin(), &made.file, &self.copy.options()).await;
+        let moved = self.settle(&made, target, moved).await?;
         self.copy.done(moved.bytes);
         Ok(())
     }
 
-    /// Opens the destination; nothing if it exists and is to be left alone.
-    async fn create(&self, target: &Remote, mode: u32) -> Result<Option<File>> {
+    /// Opens the destination, and says whether it was made; nothing if it exists and is to be left alone.
+    async fn create(&self, target: &Remote, mode: u32) -> Result<Option<Made>> {
         if target.slash {
             return Err(not_a_directory(target));
         }
         let layout = LayoutChoice { table: None, chunk_size: self.args.chunk_size, stripe: self.args.stripe };
-        let options = OpenOptions::new().write(true).create(true).mode(mode).layout(layout);
-        let options = if self.args.no_clobber { options.create_new(true) } else { options.truncate(true) };
-        match options.open(self.fs, target).await {
+        let options = OpenOptions::new().write(true).mode(mode).layout(layout);
+        match options.clone().create_new(true).open(self.fs, target).await {
+            Ok(file) => Ok(Some(Made { file, fresh: true })),
             Err(error) if error.status() == Status::Exists && self.args.no_clobber => Ok(None),
+            Err(error) if error.status() == Status::Exists => {
+                let file = options.create(true).truncate(true).open(self.fs, target).await?;
+                Ok(Some(Made { file, fresh: false }))
+            }
             // The name is right, what it lacks is a place.
             Err(error) if error.status() == Status::NotFound => {
                 let failure =
                     Failure::new(Exit::NotFound, format!("{target}: no such directory {}", target.parent()));
                 Err(failure.hint("--parents makes it"))
             }
-            other => Ok(Some(other?)),
+            Err(error) => Err(error.into()),
         }
     }
 
-    /// Closes the file, whatever came before; the first error counts.
-    async fn settle<T>(&self, file: &File, moved: catena_client::Result<T>) -> Result<T> {
-        let closed = file.close().await;
-        let moved = moved?;
-        closed?;
-        Ok(moved)
+    /// Closes the file, whatever came before; the first error counts. Half a file that was not there before goes.
+    async fn settle<T>(&self, made: &Made, target: &Remote, moved: catena_client::Result<T>) -> Result<T> {
+        let closed = made.file.close().await;
+        let outcome = moved.and_then(|moved| closed.map(|()| moved));
+        if outcome.is_err() && made.fresh {
+            let _ = self.fs.remove(target).await;
+        }
+        Ok(outcome?)
     }
 
     async fn preserve(&self, remote: &Remote, meta: &Metadata) -> Result<()> {
