@@ -1,7 +1,7 @@
 //! Where a file's bytes are: layouts, chunks, and the one exactly specified shuffle that picks a file's chains.
 //!
 //! The shuffle is part of the on-disk format: two builds that disagree on it read each other's files wrong. It is written down, with
-//! test vectors, in `docs/layout.md`, and [`tests`] pins it.
+//! test vectors, in `docs/layout.md`, and the tests pin it.
 
 use crate::ids::{ChainId, ChunkId, InodeId, TableId};
 #[cfg(feature = "control")]
