@@ -40,7 +40,12 @@ pub(crate) async fn receive(node: &Arc<Node>, mut request: Incoming) -> (Answer,
     node.await_version(&target, chain_version).await;
     let payload = match payload(node, &target, &head, body, data) {
         Ok(payload) => payload,
-        Err(status) => return (verdict(status, target.short_of_space()), 0),
+        Err(status) => {
+            if status == Status::DiskFailed {
+                node.disk_failed(&target.disk);
+            }
+            return (verdict(status, target.short_of_space()), 0);
+        }
     };
     let forward = Forward {
         chunk: head.chunk(),

@@ -62,7 +62,7 @@ async fn carry_out(node: &Arc<Node>, body: &[u8], deadline: Duration, data: Vec<
     let write = decode(body, &data)?;
     let target = node.target_of(write.chain).ok_or(Status::NotServing)?;
     node.await_version(&target, write.chain_version).await;
-    let payload = admit(&target, &write, data)?;
+    let payload = admit(node, &target, &write, data)?;
     // R13: refused behind the fence. Not what keeps data safe, but whoever may have been replaced should say so at once.
     if !target.lease_holds(node) {
         return Err(Status::NoLease);
@@ -87,7 +87,12 @@ fn decode(body: &[u8], data: &[IoBuf]) -> Result<ClientWrite, Status> {
 }
 
 /// Verifies the data and sets space aside, before anything of the write leaves this node (R8).
-fn admit(target: &Target, write: &ClientWrite, data: Vec<IoBuf>) -> Result<Payload, Status> {
+fn admit(
+    node: &Arc<Node>,
+    target: &Target,
+    write: &ClientWrite,
+    data: Vec<IoBuf>,
+) -> Result<Payload, Status> {
     let op = match write.kind {
         WriteKind::Write => {
             let buf = data.into_iter().next().ok_or(Status::Malformed)?;
@@ -110,6 +115,11 @@ fn admit(target: &Target, write: &ClientWrite, data: Vec<IoBuf>) -> Result<Paylo
         Ok(reservation) => Some(reservation),
         // A retry of what was committed is answered from the table; its stage never comes.
         Err(Status::NoSpace) if target.knows(write.tag) => None,
+        // Another replica will be the head soon.
+        Err(Status::DiskFailed) => {
+            node.disk_failed(&target.disk);
+            return Err(Status::NotServing);
+        }
         Err(status) => return Err(status),
     };
     Ok(Payload::new(op, write.chunk_size, reservation))

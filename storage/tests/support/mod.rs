@@ -5,9 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use catena_buf::{Buf, BufPool, PoolClass, PoolConfig};
+use catena_engine::disk::{Batch, Completion, Disk, Done, File, completion};
 use catena_mgmtd_client::{Lease, RoutingSetter, RoutingWatch};
 use catena_net::mem::MemNetwork;
 use catena_net::{Call, Connection, Identity, PeerId, Segment, Transport};
@@ -21,7 +23,7 @@ use catena_proto::pb;
 use catena_proto::routing::{self, Chain, LocalState, PublicState, RoutingInfo, Target};
 use catena_proto::status::Status;
 use catena_proto::token::Token;
-use catena_storage::{Config, Env, Membership, Running, start};
+use catena_storage::{Config, Directories, DiskSource, Env, IoBackend, Membership, Running, start};
 use tokio::time::{Instant, sleep, timeout};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -29,6 +31,53 @@ pub const CHAIN: ChainId = ChainId(1);
 pub const CHUNK_SIZE: u32 = 1 << 20;
 const CLUSTER: ClusterId = ClusterId(0xca7e);
 const TOKEN: Token = Token([7; 32]);
+
+/// Directories whose disks can be told to fail.
+#[derive(Default)]
+pub struct Breakable {
+    broken: Arc<AtomicBool>,
+}
+
+struct BreakableDisk {
+    disk: Arc<dyn Disk>,
+    broken: Arc<AtomicBool>,
+}
+
+impl DiskSource for Breakable {
+    fn open(
+        &self,
+        path: &std::path::Path,
+        io: IoBackend,
+        pool: &BufPool,
+    ) -> Result<Arc<dyn Disk>, catena_engine::DiskError> {
+        let disk = Directories.open(path, io, pool)?;
+        Ok(Arc::new(BreakableDisk { disk, broken: self.broken.clone() }))
+    }
+}
+
+impl Disk for BreakableDisk {
+    fn name(&self) -> &str {
+        self.disk.name()
+    }
+    fn submit(&self, batch: Batch) -> Completion {
+        if self.broken.load(Ordering::SeqCst) {
+            let (completer, completion) = completion();
+            let result = Err(std::io::Error::other("the test broke it"));
+            completer.complete(Done { bufs: batch.bufs, result });
+            return completion;
+        }
+        self.disk.submit(batch)
+    }
+    fn len(&self, file: File) -> Result<u64, catena_engine::DiskError> {
+        self.disk.len(file)
+    }
+    fn available(&self) -> Result<u64, catena_engine::DiskError> {
+        self.disk.available()
+    }
+    fn granularity(&self) -> u32 {
+        self.disk.granularity()
+    }
+}
 
 /// tokio's time, so that tests may pause it.
 pub struct TestClock(Instant);
@@ -44,6 +93,8 @@ impl Clock for TestClock {
 
 pub struct Node {
     pub running: Option<Running>,
+    /// Its disk fails.
+    pub broken: Arc<AtomicBool>,
     pub lease: Lease,
     setter: RoutingSetter,
     watch: RoutingWatch,
@@ -57,7 +108,8 @@ pub struct World {
     pub info: RoutingInfo,
     /// Nodes that do not hear of new routing information.
     pub deaf: BTreeSet<u32>,
-    pub capacity: u64,
+    /// Bytes on each node's disk.
+    pub capacity: BTreeMap<u32, u64>,
     disk_suffix: BTreeMap<u32, &'static str>,
     clients: (RoutingSetter, RoutingWatch),
     clock: Arc<TestClock>,
@@ -97,10 +149,10 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut()
 impl World {
     /// `count` nodes, and a chain over all of them.
     pub async fn new(count: u32) -> World {
-        World::with_capacity(count, 0).await
+        World::with_capacity(count, &[]).await
     }
 
-    pub async fn with_capacity(count: u32, capacity: u64) -> World {
+    pub async fn with_capacity(count: u32, capacity: &[(u32, u64)]) -> World {
         if std::env::var("CATENA_LOG").is_ok() {
             let _ =
                 tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_test_writer().try_init();
@@ -110,7 +162,7 @@ impl World {
             nodes: BTreeMap::new(),
             info: RoutingInfo { cluster: CLUSTER, ..RoutingInfo::default() },
             deaf: BTreeSet::new(),
-            capacity,
+            capacity: capacity.iter().copied().collect(),
             disk_suffix: BTreeMap::new(),
             clients: RoutingWatch::manual(RoutingInfo { cluster: CLUSTER, ..RoutingInfo::default() }),
             clock: Arc::new(TestClock(Instant::now())),
@@ -118,7 +170,16 @@ impl World {
         };
         for id in 1..=count {
             let (setter, watch) = RoutingWatch::manual(world.info.clone());
-            let node = Node { running: None, lease: Lease::new(), setter, watch, disk: DiskId(0), starts: 0 };
+            let broken = Arc::default();
+            let node = Node {
+                running: None,
+                broken,
+                lease: Lease::new(),
+                setter,
+                watch,
+                disk: DiskId(0),
+                starts: 0,
+            };
             world.nodes.insert(id, node);
             world.start(id).await;
             let target = Target {
@@ -148,7 +209,7 @@ impl World {
              disks = [\"{}\"]\nio = \"threads\"\npool = \"64 MiB\"\ncapacity = {}\n",
             TOKEN.to_hex(),
             dir.display(),
-            self.capacity,
+            self.capacity.get(&id).copied().unwrap_or_default(),
         ))
         .unwrap()
     }
@@ -171,6 +232,12 @@ impl World {
     }
 
     pub async fn start_without_lease(&mut self, id: u32) {
+        if let Err(error) = self.try_start(id).await {
+            panic!("node {id} does not start: {error}");
+        }
+    }
+
+    pub async fn try_start(&mut self, id: u32) -> Result<(), String> {
         let config = self.config(id);
         let known = self.info.clone();
         let node = self.nodes.get_mut(&id).unwrap();
@@ -182,36 +249,27 @@ impl World {
         let transport = Arc::new(self.net.transport(identity, pool));
         node.lease = Lease::new();
         (node.setter, node.watch) = RoutingWatch::manual(known);
-        let membership = Membership::Manual { routing: node.watch.clone(), lease: node.lease.clone() };
-        let mut env = Env::new(self.clock.clone(), incarnation.0, incarnation);
-        env.membership = membership;
+        node.broken = Arc::default();
+        let mut started = Err("never tried".to_owned());
         // The last one's engine may still be finishing what it had begun.
-        let mut started = None;
         for _ in 0..1000 {
-            let env = Env {
-                membership: clone(&env.membership),
-                disks: env.disks.clone(),
-                clock: env.clock.clone(),
-                ..env
-            };
-            match start(config.clone(), env, transport.clone()).await {
-                Ok(running) => {
-                    started = Some(running);
-                    break;
-                }
-                Err(error) if error.to_string().contains("in use") => sleep(Duration::from_millis(5)).await,
-                Err(error) => panic!("node {id} does not start: {error}"),
+            let mut env = Env::new(self.clock.clone(), incarnation.0, incarnation);
+            env.membership = Membership::Manual { routing: node.watch.clone(), lease: node.lease.clone() };
+            env.disks = Arc::new(Breakable { broken: node.broken.clone() });
+            started = start(config.clone(), env, transport.clone()).await.map_err(|error| error.to_string());
+            if !started.as_ref().is_err_and(|error| error.contains("in use")) {
+                break;
             }
+            sleep(Duration::from_millis(5)).await;
         }
-        let running = started.expect("its disk was let go");
+        let running = started?;
         let disk = &running.report().disks[0];
         node.disk = DiskId(routing::wide_id(&disk.id).unwrap());
-        if let Some(address) = Some(running.data_address().to_owned()) {
-            let entry =
-                pb::Node { id, data_address: address, incarnation: incarnation.0, ..Default::default() };
-            self.info.nodes.insert(NodeId(id), entry);
-        }
+        let data_address = running.data_address().to_owned();
+        let entry = pb::Node { id, data_address, incarnation: incarnation.0, ..Default::default() };
+        self.info.nodes.insert(NodeId(id), entry);
         node.running = Some(running);
+        Ok(())
     }
 
     /// Ends a node as a crash does.
@@ -396,15 +454,6 @@ impl World {
             true
         })
         .await;
-    }
-}
-
-fn clone(membership: &Membership) -> Membership {
-    match membership {
-        Membership::Manual { routing, lease } => {
-            Membership::Manual { routing: routing.clone(), lease: lease.clone() }
-        }
-        _ => unreachable!("tests play mgmtd by hand"),
     }
 }
 
