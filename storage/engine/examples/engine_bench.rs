@@ -163,8 +163,7 @@ async fn raw(dir: &Path, pool: &BufPool, size: u64) -> Result<(f64, f64), Anythi
 async fn engine(dir: &Path, pool: &BufPool, size: u64) -> Result<(), Anything> {
     let config = DirConfig { backend: Backend::Auto, region: Some(pool.region()) };
     let disk: Arc<dyn Disk> = open_dir(dir, config)?;
-    let superblock =
-        Superblock { cluster: EXPECT.cluster, node: EXPECT.node, disk: DiskId(1), created: 0 };
+    let superblock = Superblock { cluster: EXPECT.cluster, node: EXPECT.node, disk: DiskId(1), created: 0 };
     let started = Instant::now();
     Engine::format(disk.clone(), superblock).await?;
     println!("format {:.2} s", started.elapsed().as_secs_f64());
@@ -363,7 +362,7 @@ async fn reopen(dir: &Path, pool: &BufPool) -> Result<(), Anything> {
 
 fn main() -> Result<(), Anything> {
     let mut arguments = std::env::args().skip(1);
-    let usage = "usage: engine_bench DIR [MIB [CHUNKS]]   (or: engine_bench --reopen DIR)";
+    let usage = "usage: engine_bench DIR [MIB [CHUNKS [keep]]]   (or: engine_bench --reopen DIR)";
     let dir = arguments.next().ok_or(usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build()?;
     if dir == "--reopen" {
@@ -387,6 +386,9 @@ fn main() -> Result<(), Anything> {
         Ok::<_, Anything>(())
     })?;
     drop(runtime);
+    if arguments.next().is_some_and(|text| text == "keep") {
+        return Ok(());
+    }
     let itself = std::env::current_exe()?;
     std::process::Command::new(itself).arg("--reopen").arg(&engine_dir).status()?;
     std::fs::remove_dir_all(&engine_dir)?;

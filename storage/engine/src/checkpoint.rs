@@ -169,14 +169,38 @@ impl Core {
                         state.sums.clean(number, bytes);
                     }
                 }
+                let cleaned = Cleaned { core: self, numbers };
                 let offset = u64::from(numbers[0]) * BLOCK_U64;
                 let write = Io::Write { file: File::Sums, offset, data: vec![buf.freeze()] };
                 self.write_batch(Batch { ios: vec![write], ..Batch::default() }).await?;
                 let mut state = self.lock()?;
                 numbers.iter().for_each(|&number| state.sums.written(number));
+                drop(state);
+                cleaned.ended();
             }
         }
         self.write_batch(Batch { sync: vec![File::Sums], ..Batch::default() }).await
+    }
+}
+
+/// Pages of the checksum table on their way. Dropped before the end, they are to be written once more.
+struct Cleaned<'a> {
+    core: &'a Core,
+    numbers: &'a [u32],
+}
+
+impl Cleaned<'_> {
+    fn ended(mut self) {
+        self.numbers = &[];
+    }
+}
+
+impl Drop for Cleaned<'_> {
+    fn drop(&mut self) {
+        if !self.numbers.is_empty() {
+            let mut state = self.core.state.lock();
+            self.numbers.iter().for_each(|&number| state.sums.spoil(number));
+        }
     }
 }
 

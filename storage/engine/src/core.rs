@@ -1,7 +1,8 @@
 //! What every part of the engine stands on: the state's lock, the disk with its counters, durability, failure, space.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
@@ -14,7 +15,6 @@ use crate::alloc::Run;
 use crate::disk::{Batch, Completion, Disk, Done, File, Io};
 use crate::error::{EngineError, Result};
 use crate::format::BLOCK_U64;
-use crate::format::record::seal;
 use crate::format::superblock::Geometry;
 use crate::op::Options;
 use crate::state::State;
@@ -52,6 +52,8 @@ pub struct Core {
     pub counters: Counters,
     /// For gaps.
     pub zeros: Buf,
+    /// Writes whose callers gave up, and what they need.
+    orphans: Mutex<Vec<(Completion, Option<Kept>)>>,
 }
 
 /// Keeps an epoch from being over.
@@ -96,6 +98,24 @@ impl Drop for MustEnd {
     }
 }
 
+/// What must not be dropped while a write is under way.
+pub type Kept = Box<dyn std::any::Any + Send>;
+
+/// A write under way. Dropped, it becomes an orphan.
+struct UnderWay<'a, F: Fn() -> Option<Kept>> {
+    core: &'a Core,
+    completion: Option<Completion>,
+    keep: F,
+}
+
+impl<F: Fn() -> Option<Kept>> Drop for UnderWay<'_, F> {
+    fn drop(&mut self) {
+        if let Some(completion) = self.completion.take() {
+            self.core.orphans.lock().push((completion, (self.keep)()));
+        }
+    }
+}
+
 /// Adds to a counter.
 pub fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
@@ -125,6 +145,7 @@ impl Core {
             copying: tokio::sync::Mutex::new(()),
             counters: Counters::default(),
             zeros: zeros.freeze(),
+            orphans: Mutex::default(),
         })
     }
 
@@ -172,7 +193,7 @@ impl Core {
         self.geometry.log_bytes + u64::from(block) * BLOCK_U64
     }
 
-    fn submit(&self, batch: Batch) -> Completion {
+    pub fn submit(&self, batch: Batch) -> Completion {
         let (mut read, mut written) = (0, 0);
         for io in &batch.ios {
             match io {
@@ -200,9 +221,41 @@ impl Core {
 
     /// Carries out a batch that writes or syncs. An error fails the disk.
     pub async fn write_batch(&self, batch: Batch) -> Result<()> {
-        match self.submit(batch).await.result {
+        self.write_keeping(batch, || None).await
+    }
+
+    /// [`Core::write_batch`]. If the caller gives up meanwhile, the batch goes on without it: what `keep` gives stays alive until
+    /// upkeep has seen the batch end.
+    pub async fn write_keeping(&self, batch: Batch, keep: impl Fn() -> Option<Kept>) -> Result<()> {
+        let mut under_way = UnderWay { core: self, completion: Some(self.submit(batch)), keep };
+        let done = poll_fn(|context| match &mut under_way.completion {
+            Some(completion) => Pin::new(completion).poll(context),
+            None => unreachable!("taken only below and by drop"),
+        })
+        .await;
+        under_way.completion = None;
+        match done.result {
             Ok(()) => Ok(()),
             Err(error) => Err(self.fail(error.to_string())),
+        }
+    }
+
+    /// Waits for writes whose callers gave up. Before anything that may write to the same places.
+    pub async fn orphans_ended(&self) -> Result<()> {
+        loop {
+            let Some((completion, kept)) = self.orphans.lock().pop() else { return Ok(()) };
+            let kept = Mutex::new(kept);
+            let mut under_way =
+                UnderWay { core: self, completion: Some(completion), keep: || kept.lock().take() };
+            let done = poll_fn(|context| match &mut under_way.completion {
+                Some(completion) => Pin::new(completion).poll(context),
+                None => unreachable!("taken only below and by drop"),
+            })
+            .await;
+            under_way.completion = None;
+            if let Err(error) = done.result {
+                return Err(self.fail(error.to_string()));
+            }
         }
     }
 
@@ -224,84 +277,6 @@ impl Core {
             }
             state.epochs.waiting.push(context.waker().clone());
             Poll::Pending
-        })
-        .await
-    }
-
-    // --- the log ---
-
-    /// Waits until the log is durable up to a record; leads a log write when nobody does.
-    pub async fn durable(self: &Arc<Self>, rsn: u64) -> Result<()> {
-        loop {
-            let lead = poll_fn(|context| {
-                let mut state = match self.lock() {
-                    Ok(state) => state,
-                    Err(error) => return Poll::Ready(Err(error)),
-                };
-                if state.log.durable() >= rsn {
-                    return Poll::Ready(Ok(None));
-                }
-                if state.log.is_leading() {
-                    state.log.wait(context.waker());
-                    return Poll::Pending;
-                }
-                Poll::Ready(Ok(Some(state.log.lead())))
-            })
-            .await?;
-            match lead {
-                None => return Ok(()),
-                Some(None) => return Err(self.fail("the log is full".into())),
-                Some(Some((gathered, place))) => self.lead(gathered, place).await?,
-            }
-        }
-    }
-
-    async fn lead(
-        self: &Arc<Self>,
-        mut gathered: crate::log::Gathered,
-        place: crate::format::record::BatchPlace,
-    ) -> Result<()> {
-        let must_end = MustEnd::new(self, "a log write");
-        let crc = seal(&mut gathered.bytes, place, gathered.count, self.geometry.superblock.disk);
-        let size = gathered.bytes.len().next_multiple_of(self.geometry.log_align as usize);
-        let mut buf = self.work_buf(size).await?;
-        buf[..gathered.bytes.len()].copy_from_slice(&gathered.bytes);
-        buf[gathered.bytes.len()..].fill(0);
-        let offset = place.lsn % self.geometry.log_bytes;
-        let write = Io::Write { file: File::Store, offset, data: vec![buf.freeze()] };
-        // The sync covers the batch and all data writes that have ended: those that its records speak of.
-        self.write_batch(Batch { bufs: Vec::new(), ios: vec![write], sync: vec![File::Store] }).await?;
-        count(&self.counters.log_writes, 1);
-        let mut state = self.state.lock();
-        state.log.led(gathered.bytes, crc);
-        for (target, chunk, id) in gathered.commits {
-            state.fold(target, chunk, id);
-        }
-        state.settle();
-        state.release_holds();
-        drop(state);
-        must_end.ended();
-        Ok(())
-    }
-
-    /// Makes everything that was enqueued durable.
-    pub async fn flush(self: &Arc<Self>) -> Result<()> {
-        let last = self.lock()?.log.last();
-        self.durable(last).await
-    }
-
-    /// Where replay has to begin for what is enqueued from now on, and the number of the last record before.
-    pub async fn log_place(&self) -> Result<crate::format::record::BatchPlace> {
-        poll_fn(|context| {
-            let mut state = match self.lock() {
-                Ok(state) => state,
-                Err(error) => return Poll::Ready(Err(error)),
-            };
-            if state.log.is_leading() {
-                state.log.wait(context.waker());
-                return Poll::Pending;
-            }
-            Poll::Ready(Ok(state.log.place()))
         })
         .await
     }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use catena_buf::{Buf, BufPool, PoolClass};
 use catena_proto::ids::{ChannelId, ChunkId, ClientId, DiskId, Tag, TargetId, VersionId};
 
-use crate::core::{Core, MustEnd};
+use crate::core::Core;
 use crate::disk::Disk;
 use crate::error::{EngineError, Result};
 use crate::format::BLOCK_U64;
@@ -227,10 +227,7 @@ impl Engine {
 
     /// Writes a part of spooled contents. `offset` is a multiple of 4 KiB, and so is the length of all but the last part.
     pub async fn spool_write(&self, spool: &Spool, offset: u32, data: Buf, crcs: &[u32]) -> Result<()> {
-        let must_end = MustEnd::new(&self.core, "a spooled write");
-        let result = spool.write(offset, data, crcs).await;
-        must_end.ended();
-        result
+        spool.write(offset, data, crcs).await
     }
 
     /// Commits a durable pending version and all before it; their tags enter the table. In memory, at once; after a crash the
@@ -499,10 +496,7 @@ impl Engine {
 
     /// Writes commit marks that nothing else carried, applies committed overwrites in place, writes a checkpoint when one is due.
     pub async fn maintain(&self) -> Result<()> {
-        let must_end = MustEnd::new(&self.core, "upkeep");
-        let result = self.core.maintain().await;
-        must_end.ended();
-        result
+        self.core.maintain().await
     }
 
     /// Counters and gauges.
@@ -536,10 +530,7 @@ impl Engine {
 
     /// Applies, checkpoints, and refuses everything afterwards. A disk that is not closed is recovered when it is opened.
     pub async fn close(&self) -> Result<()> {
-        let must_end = MustEnd::new(&self.core, "closing");
-        let result = self.core.close().await;
-        must_end.ended();
-        result
+        self.core.close().await
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod alloc;
 mod checkpoint;
+mod commit;
 mod content;
 mod core;
 pub mod disk;

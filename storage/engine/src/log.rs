@@ -9,6 +9,7 @@ use std::task::Waker;
 
 use catena_proto::ids::{ChunkId, TargetId, VersionId};
 
+use crate::commit::Flight;
 use crate::format::record::{BATCH_HEAD, BatchPlace};
 use crate::format::superblock::Geometry;
 
@@ -16,7 +17,6 @@ use crate::format::superblock::Geometry;
 const BATCH_LIMIT: usize = 512 << 10;
 
 /// Records on their way to the log.
-#[derive(Debug)]
 pub struct Gathered {
     /// With room for the batch's front.
     pub bytes: Vec<u8>,
@@ -46,6 +46,8 @@ pub struct Log {
     /// Log bytes that stages under way may still need.
     pub reserved: usize,
     leading: bool,
+    /// A batch on its way that nobody waits for any more.
+    pub abandoned: Option<Flight>,
     waiting: Vec<Waker>,
     /// Vectors to be used again.
     spare: Vec<Vec<u8>>,
@@ -66,6 +68,7 @@ impl Log {
             tail: 0,
             reserved: 0,
             leading: false,
+            abandoned: None,
             waiting: Vec::new(),
             spare: Vec::new(),
         }
@@ -106,6 +109,10 @@ impl Log {
 
     pub fn last(&self) -> u64 {
         self.last
+    }
+    /// The newest record that is on its way or durable.
+    pub fn taken(&self) -> u64 {
+        self.taken
     }
     pub fn durable(&self) -> u64 {
         self.durable

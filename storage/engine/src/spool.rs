@@ -30,7 +30,7 @@ struct Inner {
 struct Parts {
     /// Gone once it belongs to a version.
     run: Option<Run>,
-    /// Writes under way: the run cannot be given to a version.
+    /// Calls under way: the run cannot be given to a version.
     writing: usize,
     crcs: Vec<Option<u32>>,
 }
@@ -40,6 +40,15 @@ impl Drop for Inner {
         if let Some(run) = self.parts.lock().run.take() {
             self.core.state.lock().inbox.lock().push(run);
         }
+    }
+}
+
+/// Counts a write under way.
+struct Writing<'a>(&'a Spool);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.0.parts.lock().writing -= 1;
     }
 }
 
@@ -85,23 +94,21 @@ impl Spool {
             parts.writing += 1;
             parts.run
         };
-        let result = match run {
-            None => Err(EngineError::Invalid { what: "spool: it is staged already" }),
-            Some(run) => {
-                let mut content = Content::new(offset, vec![data], crcs.to_vec());
-                let _copying = if content.is_misplaced() { Some(core.copying.lock().await) } else { None };
-                content.put_in_place(core).await?;
-                let edges = build_edges(core, &content, &content.edges(offset), &[]).await?;
-                let range = offset / BLOCK_U32..blocks(end as u32);
-                let (parts, crcs) = emit(core, &content, &edges, range.clone());
-                let ios = writes(core, run.start + range.start, parts);
-                let written = core.write_batch(Batch { bufs: Vec::new(), ios, sync: Vec::new() }).await;
-                written.map(|()| (range, crcs))
-            }
+        let _writing = Writing(self);
+        let Some(run) = run else {
+            return Err(EngineError::Invalid { what: "spool: it is staged already" });
         };
+        let mut content = Content::new(offset, vec![data], crcs.to_vec());
+        let _copying = if content.is_misplaced() { Some(core.copying.lock().await) } else { None };
+        content.put_in_place(core).await?;
+        let edges = build_edges(core, &content, &content.edges(offset), &[]).await?;
+        let range = offset / BLOCK_U32..blocks(end as u32);
+        let (data, crcs) = emit(core, &content, &edges, range.clone());
+        let ios = writes(core, run.start + range.start, data);
+        let batch = Batch { bufs: Vec::new(), ios, sync: Vec::new() };
+        // A part that is given up half-way keeps the run from being given to others until it has ended.
+        core.write_keeping(batch, || Some(Box::new(self.clone()))).await?;
         let mut parts = self.0.parts.lock();
-        parts.writing -= 1;
-        let (range, crcs) = result?;
         for (block, crc) in range.zip(crcs) {
             parts.crcs[block as usize] = Some(crc);
         }

@@ -131,6 +131,17 @@ impl Sums {
         }
     }
 
+    /// A page that was cleaned may not have reached the disk: it is changed again.
+    pub fn spoil(&mut self, number: u32) {
+        if let Some(page) = self.pages.get_mut(&number) {
+            page.writing = false;
+            if !page.dirty {
+                page.dirty = true;
+                self.dirty += 1;
+            }
+        }
+    }
+
     fn page(&mut self, number: u32) -> &mut Page {
         if !self.pages.contains_key(&number) {
             self.make_room();

@@ -68,6 +68,7 @@ impl Core {
     /// One round of all of it.
     pub async fn maintain(self: &Arc<Self>) -> Result<()> {
         let _one = self.upkeep.lock().await;
+        self.orphans_ended().await?;
         self.flush().await?;
         self.apply().await?;
         let due = {
@@ -80,6 +81,7 @@ impl Core {
     /// All of it, and a checkpoint; then nothing more is taken.
     pub async fn close(self: &Arc<Self>) -> Result<()> {
         let _one = self.upkeep.lock().await;
+        self.orphans_ended().await?;
         self.flush().await?;
         self.apply().await?;
         self.checkpoint().await?;
@@ -91,6 +93,7 @@ impl Core {
     /// Makes room in the log by a checkpoint; when that cannot help, waits for stages under way.
     pub async fn make_log_room(self: &Arc<Self>) -> Result<()> {
         let _one = self.upkeep.lock().await;
+        self.orphans_ended().await?;
         let long = {
             let state = self.lock()?;
             state.log.used() > state.log.capacity() / 8
@@ -121,7 +124,7 @@ impl Core {
     /// 3. Write, then sync: a torn block is whole again after replay, because its record is still in the log.
     /// 4. Only then the record that says so, and from then on the blocks may be appended to in place, and parked runs freed.
     async fn apply(self: &Arc<Self>) -> Result<()> {
-        let (mut moves, before, reading) = {
+        let (mut moves, before, applying) = {
             let mut state = self.lock()?;
             let moves = collect(&mut state);
             if moves.is_empty() {
@@ -129,13 +132,15 @@ impl Core {
             }
             let before = state.epochs.end();
             // Keeps the runs from being given to others meanwhile.
-            let reading = Reading::new(self, state.epochs.enter());
-            (moves, before, reading)
+            let reading = Arc::new(Reading::new(self, state.epochs.enter()));
+            let mut chunks: Vec<_> = moves.iter().map(|one| (one.target, one.chunk)).collect();
+            chunks.dedup();
+            (moves, before, Applying { core: self.clone(), reading, chunks })
         };
         self.epoch_over(before).await?;
         moves.sort_unstable_by_key(Move::place);
         for round in moves.chunks(ROUND) {
-            self.put_in_place(round).await?;
+            self.put_in_place(round, &applying.reading).await?;
         }
         self.write_batch(Batch { sync: vec![File::Store], ..Batch::default() }).await?;
         let mut state = self.lock()?;
@@ -144,11 +149,11 @@ impl Core {
             settle(&mut state, of_chunk);
         }
         drop(state);
-        drop(reading);
+        applying.ended();
         Ok(())
     }
 
-    async fn put_in_place(&self, moves: &[Move]) -> Result<()> {
+    async fn put_in_place(&self, moves: &[Move], reading: &Arc<Reading>) -> Result<()> {
         // Blocks that lie together travel together.
         let mut groups: Vec<&[Move]> = Vec::new();
         for together in moves.chunk_by(|a, b| a.place() + 1 == b.place()) {
@@ -178,7 +183,29 @@ impl Core {
         for (group, buf) in groups.iter().zip(bufs) {
             ios.extend(writes(self, group[0].place(), vec![buf.freeze()]));
         }
-        self.write_batch(Batch { bufs: Vec::new(), ios, sync: Vec::new() }).await
+        let batch = Batch { bufs: Vec::new(), ios, sync: Vec::new() };
+        self.write_keeping(batch, || Some(Box::new(reading.clone()))).await
+    }
+}
+
+/// Blocks on their way to their places. Dropped before the end, they are to be applied once more.
+struct Applying {
+    core: Arc<Core>,
+    reading: Arc<Reading>,
+    chunks: Vec<(TargetId, ChunkId)>,
+}
+
+impl Applying {
+    fn ended(mut self) {
+        self.chunks.clear();
+    }
+}
+
+impl Drop for Applying {
+    fn drop(&mut self) {
+        if !self.chunks.is_empty() {
+            self.core.state.lock().unapplied.extend(self.chunks.drain(..));
+        }
     }
 }
 

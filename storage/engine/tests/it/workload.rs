@@ -244,17 +244,28 @@ impl Run {
         Ok(())
     }
 
+    /// Waits for something that may be given up, or for a while.
+    async fn patiently<F: Future>(&self, future: F) -> Option<F::Output> {
+        let patience = match self.pick(0..2) {
+            0 => Duration::from_secs(1000),
+            _ => Duration::from_micros(self.pick(1..3000).into()),
+        };
+        tokio::time::timeout(patience, future).await.ok()
+    }
+
     async fn worker(&self, engine: &Engine, number: u32, steps: u32) -> Result<(), EngineError> {
         for _ in 0..steps {
             let chunk = chunk(number * CHUNKS + self.pick(0..CHUNKS));
             match self.pick(0..12) {
                 0 => self.resync(engine, chunk).await?,
-                1 => engine.maintain().await?,
+                1 => self.patiently(engine.maintain()).await.unwrap_or(Ok(()))?,
                 2 if number == 0 => {
                     let state = self.some_bytes(self.pick(0..200));
                     self.world.borrow_mut().state.push(state.clone());
-                    engine.set_target_state(T, &state).await?;
-                    self.world.borrow_mut().state = vec![state];
+                    if let Some(set) = self.patiently(engine.set_target_state(T, &state)).await {
+                        set?;
+                        self.world.borrow_mut().state = vec![state];
+                    }
                 }
                 _ => self.burst(engine, chunk).await?,
             }
