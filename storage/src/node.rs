@@ -148,6 +148,7 @@ impl Node {
     pub fn abandon_targets(&self) -> Arc<Targets> {
         let targets = self.targets.swap(Arc::default());
         targets.by_id.values().for_each(|target| target.retire());
+        self.peers.close();
         targets
     }
 

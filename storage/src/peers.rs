@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use catena_proto::frame;
 use catena_proto::ids::{NodeId, TargetId};
 use catena_proto::status::Status;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tracing::{debug, info};
 use zerocopy::IntoBytes;
 
@@ -70,7 +72,26 @@ pub(crate) struct Peers {
     transport: Arc<dyn Transport>,
     routing: RoutingWatch,
     links: Mutex<BTreeMap<NodeId, Arc<Link>>>,
+    end: Arc<End>,
     dropped: prometheus_client::metrics::counter::Counter,
+}
+
+/// The end of the service: calls under way end with it, so that nothing of a service outlives it for as long as a deadline.
+#[derive(Default)]
+struct End {
+    reached: AtomicBool,
+    notify: Notify,
+}
+
+impl End {
+    async fn reached(&self) {
+        let notified = self.notify.notified();
+        let mut notified = std::pin::pin!(notified);
+        notified.as_mut().enable();
+        if !self.reached.load(Ordering::Acquire) {
+            notified.await;
+        }
+    }
 }
 
 struct Link {
@@ -114,7 +135,7 @@ impl Peers {
         routing: RoutingWatch,
         dropped: prometheus_client::metrics::counter::Counter,
     ) -> Peers {
-        Peers { transport, routing, links: Mutex::default(), dropped }
+        Peers { transport, routing, links: Mutex::default(), end: Arc::default(), dropped }
     }
 
     fn link(&self, node: NodeId) -> Arc<Link> {
@@ -140,19 +161,35 @@ impl Peers {
         call: Call,
     ) -> impl Future<Output = Result<Reply, NetError>> + Send + use<> {
         let located = self.locate(to).map(|(node, address)| (self.link(node), address));
-        let transport = self.transport.clone();
+        let (transport, end) = (self.transport.clone(), self.end.clone());
         async move {
             let Some((link, address)) = located else {
                 let reason = format!("the routing information has no address for target {to}");
                 return Err(NetError::Disconnected { peer: to.to_string(), reason, sent: false });
             };
-            let state = &link.lanes[lane as usize];
-            let connection = match state.get(&address) {
-                Some(connection) => connection,
-                None => connect(&*transport, &link, lane, &address).await?,
+            let calling = async {
+                let connection = match link.lanes[lane as usize].get(&address) {
+                    Some(connection) => connection,
+                    None => connect(&*transport, &link, lane, &address).await?,
+                };
+                connection.call(call).await
             };
-            connection.call(call).await
+            tokio::select! {
+                biased;
+                reply = calling => reply,
+                () = end.reached() => {
+                    let reason = "this service has ended".to_owned();
+                    Err(NetError::Disconnected { peer: address.clone(), reason, sent: true })
+                }
+            }
         }
+    }
+
+    /// Ends every call under way, and all that come.
+    pub fn close(&self) {
+        self.end.reached.store(true, Ordering::Release);
+        self.end.notify.notify_waiters();
+        self.links.lock().clear();
     }
 
     /// Sends a control message, soon and perhaps together with others. It may get lost.

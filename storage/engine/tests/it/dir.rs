@@ -159,3 +159,36 @@ async fn anothers_disk_is_refused() {
     assert!(matches!(refused, Some(EngineError::WrongNode { .. })));
     assert_eq!(Engine::identify(&disk).await, Ok(superblock()));
 }
+
+#[tokio::test]
+async fn a_chunk_grows_to_64_mib() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = open(dir.path(), Backend::Auto);
+    let (engine, pool) = (fresh(&disk).await, pool());
+    let part = bytes(1, 4 * MIB as usize);
+    let crcs = piece_checksums(0, &part);
+    for at in 0..16 {
+        let data = placed(Some(&pool), 0, &part);
+        let op = Op::Write { offset: at * 4 * MIB, data, crcs: crcs.clone(), chunk_size: 64 * MIB };
+        let id = version(u64::from(at) + 1);
+        engine.stage(T, chunk(0), id, None, op, None).await.expect("stages");
+        engine.commit(T, chunk(0), id).expect("commits");
+    }
+    // Overwritten in the middle: not the whole chunk again.
+    let before = engine.stats().device_written;
+    let data = placed(Some(&pool), 0, &part[MIB as usize..3 * MIB as usize]);
+    let crcs = piece_checksums(0, &data);
+    let op = Op::Write { offset: 7 * MIB, data, crcs, chunk_size: 64 * MIB };
+    engine.stage(T, chunk(0), version(17), None, op, None).await.expect("stages");
+    engine.commit(T, chunk(0), version(17)).expect("commits");
+    engine.maintain().await.expect("upkeep");
+    assert!(engine.stats().device_written - before < 5 << 20);
+    drop(engine);
+    let engine = Engine::open(disk, EXPECT, crate::common::pool(), options()).await.expect("opens");
+    assert_eq!(engine.committed(T, chunk(0)).map(|meta| meta.length), Some(64 * MIB));
+    assert_eq!(engine.verify(T, chunk(0)).await, Ok(64 << 20));
+    let read = engine.read(T, chunk(0), At::Committed, 7 * MIB, 2 * MIB).await.expect("reads");
+    assert!(read.data[..] == part[MIB as usize..3 * MIB as usize]);
+    let read = engine.read(T, chunk(0), At::Committed, 60 * MIB, 4 * MIB).await.expect("reads");
+    assert!(read.data[..] == part[..]);
+}
