@@ -13,12 +13,12 @@ use catena_proto::ids::{ClientId, ClusterId, Incarnation, InodeId, RoutingVersio
 use catena_proto::layout::MAX_IO;
 use catena_proto::rpc::ClientAuth;
 use catena_proto::status::Status;
+use catena_rt::time::{Instant, timeout};
 use catena_storage_client::StorageClient;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout};
 
 use crate::cluster_file::ClusterFile;
 use crate::error::{Error, Result};

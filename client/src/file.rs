@@ -8,9 +8,9 @@ use catena_meta_client::{OpenFlags, Place, Settle};
 use catena_proto::ids::{ChainId, ChunkId, InodeId, TableId};
 use catena_proto::layout::{DEFAULT_CHUNK_SIZE, Layout};
 use catena_proto::status::Status;
+use catena_rt::time::Instant;
 use parking_lot::Mutex;
 use tokio::sync::OwnedRwLockReadGuard;
-use tokio::time::Instant;
 use tracing::warn;
 
 use crate::attributes::Stat;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use catena_proto::ids::InodeId;
+use catena_rt::time::Instant;
 use parking_lot::Mutex;
 use tokio::sync::RwLock;
-use tokio::time::Instant;
 
 use crate::attributes::Stat;
 use crate::connect::Catena;

@@ -10,9 +10,9 @@ use catena_buf::Buf;
 use catena_proto::frame::MAX_ITEMS;
 use catena_proto::layout::{MAX_IO, Piece};
 use catena_proto::status::Status;
+use catena_rt::time::Instant;
 use catena_storage_client::{ReadOp, ReadOut, StorageError};
 use futures_util::stream::{self, StreamExt};
-use tokio::time::Instant;
 
 use crate::connect::Catena;
 use crate::error::{Error, Result};

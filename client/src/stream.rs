@@ -7,9 +7,9 @@ use catena_buf::IoBuf;
 use catena_proto::checksum as pieces;
 use catena_proto::layout::{MAX_IO, Piece};
 use catena_proto::status::Status;
+use catena_rt::{JoinError, JoinHandle, JoinSet};
 use catena_storage_client::{ReadOp, ReadOut};
 use parking_lot::Mutex;
-use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use crate::checksum::{self, Manifest};
 use crate::error::{Error, Result};
@@ -273,7 +273,7 @@ impl Reader {
         while self.next < end && self.ahead.len() < self.file.steps_at_once() {
             let step = self.file.step_at(self.next, end - self.next);
             let file = self.file.clone();
-            self.ahead.push_back(tokio::spawn(async move {
+            self.ahead.push_back(catena_rt::spawn(async move {
                 let out = file.read_step(step).await?;
                 Ok(Chunk::new(step, out))
             }));

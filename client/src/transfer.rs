@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use catena_buf::IoBuf;
 use catena_proto::status::Status;
+use catena_rt::{JoinSet, spawn_blocking};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::task::{JoinSet, spawn_blocking};
 
 pub use crate::checksum::Crc;
 use crate::checksum::Manifest;

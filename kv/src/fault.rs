@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use catena_rt::time::sleep;
 use parking_lot::Mutex;
-use tokio::time::sleep;
 
 use crate::{
     Atomic, BoxFuture, Database, Isolation, KvError, RangeQuery, RangeResult, Transaction, Tx, TxOptions,

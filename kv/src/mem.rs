@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use catena_rt::time::Instant;
 use parking_lot::RwLock;
-use tokio::time::Instant;
 
 use crate::local::{Commit, ConflictWindow, Group, LocalTransaction, Store, View, Visit};
 use crate::{BoxFuture, Database, KvError, Tx, TxOptions, Versionstamp};

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use catena_rt::time::{Instant, sleep, timeout_at};
 
 use crate::{Database, KvError, Tx, TxOptions, Versionstamp};
 

@@ -22,8 +22,8 @@ use catena_proto::ids::*;
 use catena_proto::pb;
 use catena_proto::routing::{Chain, RoutingInfo, Table};
 use catena_proto::rpc::ClientAuth;
+use catena_rt::time::Instant;
 use hdrhistogram::Histogram;
-use tokio::time::Instant;
 
 struct SystemClock(Instant);
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use catena_proto::ids::{ChainId, ChunkId, InodeId};
 use catena_proto::rpc::Failure;
+use catena_rt::time::Instant;
 use parking_lot::Mutex;
-use tokio::time::Instant;
 
 /// A chunk of a file and its committed length.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -57,7 +57,7 @@ impl Service {
             if !more {
                 return Ok(());
             }
-            tokio::task::yield_now().await;
+            catena_rt::yield_now().await;
         }
     }
 
@@ -68,7 +68,7 @@ impl Service {
             if let Err(error) = self.turn_period(&mut seen).await {
                 tracing::warn!(error = %failure(&error), "cannot forget the outcomes of old requests");
             }
-            tokio::time::sleep(self.remember / 10).await;
+            catena_rt::time::sleep(self.remember / 10).await;
         }
     }
 }

@@ -16,9 +16,9 @@ use catena_proto::layout::Layout;
 use catena_proto::pb;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
+use catena_rt::time::Instant;
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
-use tokio::time::Instant;
 
 use crate::chunks::Extent;
 use crate::error::{OpError, refuse};
@@ -69,7 +69,7 @@ impl Service {
             return Err(Failure::new(Status::Busy, "the file is being cut already"));
         }
         let running = Running { service: self.clone(), id };
-        let task = tokio::spawn(async move { running.service.carry_out(id, fresh).await });
+        let task = catena_rt::spawn(async move { running.service.carry_out(id, fresh).await });
         match task.await {
             Ok(done) => done.map_err(|error| failure(&error)),
             Err(error) => {
@@ -268,7 +268,7 @@ impl Service {
                 if intent.owner == self.owner || self.abandoned(id, &intent, now) {
                     // A long cut must not hold up the others.
                     let service = self.clone();
-                    tokio::spawn(async move { service.take_over(id, &intent).await });
+                    catena_rt::spawn(async move { service.take_over(id, &intent).await });
                 }
             }
             match items.last() {

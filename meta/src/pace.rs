@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use catena_rt::time::{Instant, sleep_until};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep_until};
 
 /// Lets so many pass a second, evenly, after an idle time at most a tenth of a second's worth at once.
 pub(crate) struct Pace {

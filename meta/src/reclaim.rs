@@ -12,8 +12,8 @@ use catena_proto::layout::Layout;
 use catena_proto::pb;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
+use catena_rt::time::Instant;
 use futures_util::{StreamExt, stream};
-use tokio::time::Instant;
 
 use crate::chunks::Extent;
 use crate::error::{OpError, refuse};
@@ -226,8 +226,8 @@ impl Service {
         let mut waiting = 0;
         loop {
             // Not at every single removal: they come in crowds.
-            tokio::time::sleep(self.interval.min(std::time::Duration::from_millis(20))).await;
-            let woken = tokio::time::timeout(self.interval, self.run.queued.notified()).await;
+            catena_rt::time::sleep(self.interval.min(std::time::Duration::from_millis(20))).await;
+            let woken = catena_rt::time::timeout(self.interval, self.run.queued.notified()).await;
             if let Err(error) = self.resume_cuts().await {
                 tracing::warn!(error = %failure(&error), "cannot look for cuts that were left behind");
             }
@@ -248,12 +248,12 @@ impl Service {
                         tracing::warn!(files = waiting, "removed files wait for their chains to serve");
                     }
                     if done.failed > 0 && woken.is_ok() {
-                        tokio::time::sleep(self.interval).await;
+                        catena_rt::time::sleep(self.interval).await;
                     }
                 }
                 Err(failure) => {
                     tracing::warn!(%failure, "cannot reclaim removed files");
-                    tokio::time::sleep(self.interval).await;
+                    catena_rt::time::sleep(self.interval).await;
                 }
             }
         }

@@ -14,9 +14,9 @@ use catena_kv::{Database, Isolation, KvError, TxOptions};
 use catena_proto::ids::RequestId;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
+use catena_rt::time::{Instant, sleep};
 use prost::Message;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
 
 use crate::access::Caller;
 use crate::context::{Context, RESERVE, Range, first_number};

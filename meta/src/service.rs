@@ -11,10 +11,10 @@ use catena_proto::layout::Layout;
 use catena_proto::pb;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
+use catena_rt::JoinSet;
+use catena_rt::time::Instant;
 use futures_util::future::try_join_all;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::chunks::{Chunks, Extent};
 use crate::config::{Config, LayoutDefaults, Reclaim, Requests, Root};
@@ -186,7 +186,7 @@ impl Service {
     /// Resolves when the store has failed for good.
     pub(crate) async fn store_failed(&self) -> KvError {
         loop {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            catena_rt::time::sleep(Duration::from_secs(1)).await;
             // A read version is the cheapest question that a failed store does not answer.
             let asked = match self.run.db.begin(TxOptions::default()) {
                 Ok(tx) => tx.read_version().await,

@@ -106,7 +106,7 @@ impl Service {
     pub(crate) async fn reap_forever(self: Arc<Self>, clients: Arc<dyn Clients>) {
         let mut suspects = BTreeSet::new();
         loop {
-            tokio::time::sleep(self.sessions_interval).await;
+            catena_rt::time::sleep(self.sessions_interval).await;
             match self.reap_sessions(&*clients, &suspects).await {
                 Ok(dead) => suspects = dead,
                 Err(failure) => tracing::warn!(%failure, "cannot look for sessions of dead clients"),

@@ -14,11 +14,11 @@ use catena_proto::ids::ClientId;
 use catena_proto::pb;
 use catena_proto::pb::meta_server::MetaServer;
 use catena_proto::rpc::{ClientAuth, Failure, ServerAuth};
+use catena_rt::JoinHandle;
 use catena_storage_client::{Options as StorageOptions, StorageClient};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -137,7 +137,7 @@ pub async fn start_with(
             // A dropped sender is a stop too.
             let _ = stopped.await;
         });
-    let server = tokio::spawn(server);
+    let server = catena_rt::spawn(server);
 
     let clients = mgmtd.clone().map(|mgmtd| Arc::new(mgmtd) as Arc<dyn Clients>);
     // The socket answers before mgmtd tells anyone about it.
@@ -204,6 +204,7 @@ impl Running {
             }
         };
         tokio::select! {
+            biased;
             failure = unregistered => failure,
             error = self.service.store_failed() => {
                 Failure::new(catena_proto::status::Status::ShuttingDown, format!("the metadata store failed: {error}"))
@@ -219,7 +220,7 @@ impl Running {
         drop(self.background);
         drop(self.stop.take());
         let abort = self.server.abort_handle();
-        match tokio::time::timeout(STOP, &mut self.server).await {
+        match catena_rt::time::timeout(STOP, &mut self.server).await {
             Ok(Ok(Ok(()))) => {}
             Ok(outcome) => tracing::warn!(?outcome, "the metadata service's socket did not close cleanly"),
             Err(_) => abort.abort(),

@@ -5,8 +5,8 @@ use catena_proto::frame::{ChunkEntry, WriteKind};
 use catena_proto::ids::{ChainId, ChunkId, InodeId};
 use catena_proto::rpc::Failure;
 use catena_proto::status::{RetryClass, Status};
+use catena_rt::time::Instant;
 use catena_storage_client::{Replica, StorageClient, StorageError};
-use tokio::time::Instant;
 
 use crate::chunks::{Chunks, Extent};
 

@@ -11,12 +11,12 @@ use catena_kv::fault::{Fault, Faulty, Hook, Point};
 use catena_proto::pb;
 use catena_proto::pb::FileType;
 use catena_proto::status::Status;
+use catena_rt::time::{Instant, sleep};
 use common::model::{Answer, Generator, Model, Op, Who, perform};
 use common::{World, at};
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::time::{Instant, sleep};
 
 /// Every read and commit takes a random time, so that transactions overlap in every way.
 fn delays(seed: u64) -> Hook {

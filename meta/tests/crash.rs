@@ -13,9 +13,9 @@ use catena_proto::ids::{ChainId, ChunkId, InodeId};
 use catena_proto::pb;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
+use catena_rt::time::{Instant, sleep};
 use common::{World, at};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep};
 
 const WRITER: [u8; 16] = [1; 16];
 

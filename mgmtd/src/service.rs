@@ -15,8 +15,8 @@ use catena_proto::pb::{self, *};
 use catena_proto::routing::{NodeKind, NodeState, RoutingInfo, wide_bytes};
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
+use catena_rt::time::{Instant, sleep, timeout_at};
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
-use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
 
 use crate::changes::{Changes, Event};
@@ -266,6 +266,7 @@ impl Service {
         let waiting = Waiting::new(&self.metrics);
         let mut ended = self.ended.subscribe();
         let snapshot = tokio::select! {
+            biased;
             snapshot = published.wait_for(newer) => snapshot.ok().map(|snapshot| snapshot.clone()),
             () = sleep(wait) => None,
             _ = ended.wait_for(Option::is_some) => None,
@@ -336,6 +337,7 @@ impl Service {
             let now = self.clock.monotonic();
             let due = self.state.lock().await.cluster.schedule_tick(now);
             tokio::select! {
+                biased;
                 () = sleep(due.since(now)) => {}
                 () = self.rescheduled.notified() => continue,
                 _ = ended.wait_for(Option::is_some) => return,
@@ -461,7 +463,7 @@ impl Service {
     where
         F: Future<Output = Result<T, Failure>> + Send + 'static,
     {
-        match tokio::spawn(work(self.clone())).await {
+        match catena_rt::spawn(work(self.clone())).await {
             Ok(outcome) => outcome,
             Err(error) => {
                 // A panic between the store and the memory leaves them apart.

@@ -9,11 +9,11 @@ use catena_proto::clock::Clock;
 use catena_proto::ids::{Incarnation, NodeId};
 use catena_proto::pb::mgmtd_server::MgmtdServer;
 use catena_proto::rpc::{Failure, ServerAuth};
+use catena_rt::JoinHandle;
+use catena_rt::time::timeout;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use tokio_stream::wrappers::TcpListenerStream;
 use tracing::info;
 
@@ -85,7 +85,7 @@ pub async fn start(config: Config, env: Env, db: Arc<dyn Database>) -> Result<Ru
     .await?;
     let advertise = config.advertise.clone().unwrap_or_else(|| address.to_string());
     service.announce(advertise, config.metrics.clone().unwrap_or_default(), std::process::id()).await?;
-    let ticker = tokio::spawn(service.clone().run());
+    let ticker = catena_rt::spawn(service.clone().run());
     let (stop, stopped) = oneshot::channel();
     let auth = ServerAuth::new(config.cluster, config.token);
     let server = tonic::transport::Server::builder()
@@ -95,7 +95,7 @@ pub async fn start(config: Config, env: Env, db: Arc<dyn Database>) -> Result<Ru
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
             let _ = stopped.await;
         });
-    let server = tokio::spawn(server);
+    let server = catena_rt::spawn(server);
     info!(%address, node = config.node, cluster = %config.cluster, lease = ?config.lease, "mgmtd is up");
     Ok(Running { service, address, ticker, server, stop })
 }

@@ -252,7 +252,7 @@ impl Target {
         state.staging += 1;
         node.metrics.pending.inc();
         let (target, node) = (self.clone(), node.clone());
-        tokio::spawn(async move {
+        catena_rt::spawn(async move {
             let staged = staging.await;
             node.metrics.pending.dec();
             target.act(&node, |state| {
@@ -312,7 +312,7 @@ impl Target {
         let mut sending = Box::pin(self.send_forward(node, to, place, chain_version, forward));
         let polled = sending.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         let (target, node) = (self.clone(), node.clone());
-        tokio::spawn(async move {
+        catena_rt::spawn(async move {
             let answered = match polled {
                 Poll::Ready(answered) => answered,
                 Poll::Pending => sending.await,
@@ -383,7 +383,7 @@ impl Target {
                 }
             }
             None => {
-                tokio::time::sleep(RESEND_PAUSE).await;
+                catena_rt::time::sleep(RESEND_PAUSE).await;
                 Some(Refusal::Gap)
             }
         };

@@ -9,7 +9,7 @@ use catena_craq::{ChainView, Replica, Role};
 use catena_proto::ids::*;
 use catena_proto::pb;
 use catena_proto::routing::{LocalState, PublicState, RoutingInfo};
-use tokio::time::sleep;
+use catena_rt::time::sleep;
 use tracing::{error, info, warn};
 
 use crate::node::Node;
@@ -73,7 +73,7 @@ impl Target {
         }
         if role == Role::Outside && state.outage.is_some() {
             // The chain goes on without it, so it may come back.
-            tokio::spawn(self.clone().recover(node.clone()));
+            catena_rt::spawn(self.clone().recover(node.clone()));
         }
         true
     }
@@ -198,7 +198,7 @@ impl Target {
                 Some(last) if page.len() == PAGE => from = Bound::Excluded(last.chunk),
                 _ => break,
             }
-            tokio::task::yield_now().await;
+            catena_rt::yield_now().await;
         }
         self.used.store(used, Ordering::Relaxed);
         self.chunks.store(chunks, Ordering::Relaxed);

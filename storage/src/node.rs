@@ -15,8 +15,8 @@ use catena_proto::clock::Clock;
 use catena_proto::ids::*;
 use catena_proto::pb;
 use catena_proto::routing::{self, RoutingInfo};
+use catena_rt::time::{interval, sleep, timeout};
 use futures_util::future::join_all;
-use tokio::time::{interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::disk::Disk;
@@ -175,7 +175,7 @@ impl Node {
         let reason = disk.engine().failure().map(|failure| failure.to_string()).unwrap_or_default();
         error!(node = %self.id, disk = disk.path(), reason, "the disk is out of service");
         let (node, disk) = (self.clone(), disk.clone());
-        tokio::spawn(async move {
+        catena_rt::spawn(async move {
             for target in node.targets().by_id.values().filter(|target| Arc::ptr_eq(&target.disk, &disk)) {
                 target.take_offline(&node, "its disk failed");
             }

@@ -257,7 +257,7 @@ impl Peers {
                 }
                 Err(error) => {
                     debug!(%to, %error, attempt, "control messages were not delivered");
-                    tokio::time::sleep(PAUSE).await;
+                    catena_rt::time::sleep(PAUSE).await;
                 }
             }
         }
@@ -297,6 +297,6 @@ pub(crate) fn start(future: impl Future<Output = ()> + Send + 'static) {
     let mut future: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(future);
     // The task polls it again at once and leaves the waker that counts.
     if future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-        tokio::spawn(future);
+        catena_rt::spawn(future);
     }
 }

@@ -14,9 +14,9 @@ use catena_engine::{EngineError, ReadData, ReadRequest};
 use catena_proto::frame::{self, ReadItem, ReadResult};
 use catena_proto::ids::*;
 use catena_proto::status::Status;
+use catena_rt::time::{Instant, timeout, timeout_at};
 use futures_util::future::{join, join_all};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout, timeout_at};
 use zerocopy::IntoBytes;
 
 use crate::disk::is_gone;

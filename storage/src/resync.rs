@@ -14,10 +14,10 @@ use catena_net::{Call, Reply, Segment};
 use catena_proto::frame::{self, MAX_ITEMS};
 use catena_proto::ids::*;
 use catena_proto::status::Status;
+use catena_rt::AbortHandle;
+use catena_rt::time::{Instant, sleep, sleep_until};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 use zerocopy::IntoBytes;
 
@@ -64,7 +64,7 @@ pub(crate) struct Full {
 
 /// Reads a chunk as of a pending version and sends it to the syncing successor.
 pub(crate) fn send_full(target: Arc<Target>, node: Arc<Node>, full: Full) {
-    tokio::spawn(async move {
+    catena_rt::spawn(async move {
         let (to, chain_version, chunk) = (full.to, full.chain_version, full.chunk);
         let sent = ship_full(&target, &node, full).await;
         target.full_is_over(&node, chunk);
@@ -110,7 +110,7 @@ pub(crate) fn drive(
         sent_chunks: 0,
         sent_bytes: 0,
     };
-    Driver(tokio::spawn(walk.run()).abort_handle())
+    Driver(catena_rt::spawn(walk.run()).abort_handle())
 }
 
 struct Walk {

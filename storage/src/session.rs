@@ -35,7 +35,7 @@ struct Frame {
 
 /// Begins a session: every pending is dropped, durably, and the contents are noted as incomplete. Then the dump may be answered.
 pub(crate) fn begin(target: Arc<Target>, node: Arc<Node>, joined_at: ChainVersion) {
-    tokio::spawn(async move {
+    catena_rt::spawn(async move {
         // One at a time: an older session's dropping must not meet a newer one's stages.
         let _alone = target.session.lock().await;
         let current = || {
@@ -44,7 +44,7 @@ pub(crate) fn begin(target: Arc<Target>, node: Arc<Node>, joined_at: ChainVersio
         };
         // A stage that was begun before the session is still a write to the store.
         while target.is_staging() {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            catena_rt::time::sleep(std::time::Duration::from_millis(1)).await;
         }
         if !current() {
             return;
@@ -114,7 +114,7 @@ async fn answer(node: &Arc<Node>, method: u16, body: &[u8], data: Vec<IoBuf>) ->
                 items.iter().map(Decided::word).collect::<Result<_, _>>().map_err(malformed)?;
             // Finished even if the caller gives up.
             let node = node.clone();
-            let decided = tokio::spawn(async move { decide(&node, &frame, words).await });
+            let decided = catena_rt::spawn(async move { decide(&node, &frame, words).await });
             Ok(decided.await.map_err(|_| Status::Internal)?)
         }
         wire::BASE => {
@@ -130,7 +130,7 @@ async fn answer(node: &Arc<Node>, method: u16, body: &[u8], data: Vec<IoBuf>) ->
             };
             let node = node.clone();
             let installing = node.clone();
-            let status = tokio::spawn(async move { install(&installing, &frame, &word, op).await });
+            let status = catena_rt::spawn(async move { install(&installing, &frame, &word, op).await });
             let status = status.await.map_err(|_| Status::Internal)?;
             if transfer != 0 && status == Status::Ok {
                 node.shipping.finished(from, transfer);

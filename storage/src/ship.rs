@@ -14,9 +14,9 @@ use catena_proto::checksum;
 use catena_proto::frame;
 use catena_proto::ids::*;
 use catena_proto::status::Status;
+use catena_rt::time::Instant;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 
 use crate::disk::{At, Part, is_gone};
 use crate::node::Node;

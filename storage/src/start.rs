@@ -13,11 +13,11 @@ use catena_proto::clock::Clock;
 use catena_proto::ids::*;
 use catena_proto::pb;
 use catena_proto::rpc::{ClientAuth, Failure};
+use catena_rt::AbortHandle;
+use catena_rt::time::{Instant, sleep, timeout_at};
 use prometheus_client::registry::Registry;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, ConfigError};
@@ -149,7 +149,7 @@ pub async fn start(config: Config, env: Env, transport: Arc<dyn Transport>) -> R
         Running { node, address, listener: Some(listener), heartbeats: None, tasks: Vec::new() };
     let node = &running.node;
     for disk in node.disks() {
-        running.tasks.push(tokio::spawn(node.clone().maintain(disk.clone())).abort_handle());
+        running.tasks.push(catena_rt::spawn(node.clone().maintain(disk.clone())).abort_handle());
     }
     let from = match by {
         By::Hand(lease) => {
@@ -157,7 +157,7 @@ pub async fn start(config: Config, env: Env, transport: Arc<dyn Transport>) -> R
             RoutingVersion(1)
         }
         By::Mgmtd(client) => {
-            running.tasks.push(tokio::spawn(sweep::tags(node.clone(), client.clone())).abort_handle());
+            running.tasks.push(catena_rt::spawn(sweep::tags(node.clone(), client.clone())).abort_handle());
             let announced = announce(&config, node, &running.address, env.incarnation);
             let reporter = Arc::downgrade(node);
             let report = move || reporter.upgrade().map_or_else(Report::default, |node| node.report());
@@ -171,9 +171,9 @@ pub async fn start(config: Config, env: Env, transport: Arc<dyn Transport>) -> R
             from
         }
     };
-    running.tasks.push(tokio::spawn(running.node.clone().follow(from)).abort_handle());
-    running.tasks.push(tokio::spawn(running.node.clone().tick()).abort_handle());
-    running.tasks.push(tokio::spawn(running.node.clone().count_usage()).abort_handle());
+    running.tasks.push(catena_rt::spawn(running.node.clone().follow(from)).abort_handle());
+    running.tasks.push(catena_rt::spawn(running.node.clone().tick()).abort_handle());
+    running.tasks.push(catena_rt::spawn(running.node.clone().count_usage()).abort_handle());
     Ok(running)
 }
 

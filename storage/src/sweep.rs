@@ -11,7 +11,7 @@ use std::time::Duration;
 use catena_mgmtd_client::MgmtdClient;
 use catena_proto::clock::Monotonic;
 use catena_proto::ids::*;
-use tokio::time::sleep;
+use catena_rt::time::sleep;
 use tracing::{debug, warn};
 
 use crate::node::Node;
@@ -57,7 +57,7 @@ async fn once(node: &Node, alive: &BTreeSet<ClientId>, suspects: &mut Suspects) 
             if page.len() < PAGE {
                 break;
             }
-            tokio::task::yield_now().await;
+            catena_rt::yield_now().await;
         }
     }
     for (id, client) in judge(suspects, seen, now) {

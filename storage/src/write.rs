@@ -10,7 +10,7 @@ use catena_net::Incoming;
 use catena_proto::checksum::BLOCK;
 use catena_proto::frame::{WriteKind, WriteReply};
 use catena_proto::status::Status;
-use tokio::time::timeout;
+use catena_rt::time::timeout;
 use zerocopy::IntoBytes;
 
 use crate::node::Node;

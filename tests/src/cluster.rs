@@ -19,8 +19,8 @@ use catena_proto::pb::CreateTableRequest;
 use catena_proto::routing::PublicState;
 use catena_proto::rpc::ClientAuth;
 use catena_proto::token::Token;
+use catena_rt::time::Instant;
 use tempfile::TempDir;
-use tokio::time::Instant;
 
 const CLUSTER: ClusterId = ClusterId(0xca7e4a);
 const TOKEN: Token = Token([0x5a; 32]);

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use catena_kv::{Database, Isolation, Jitter, KvError, RangeQuery, Retry, TxOptions, transact};
 use catena_kv_embedded::{EmbeddedDatabase, Options};
+use catena_rt::time::Instant;
 use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 const KEYS: u64 = 200_000;
 

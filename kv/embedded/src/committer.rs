@@ -11,10 +11,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use catena_kv::local::{Commit, ConflictWindow, Effects, Group};
 use catena_kv::{KvError, Versionstamp};
+use catena_rt::time::Instant;
 use fjall::Keyspace;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use crate::apply;
 use crate::checkpoint::Checkpoint;

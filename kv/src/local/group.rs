@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use bytes::{Bytes, BytesMut};
-use tokio::time::Instant;
+use catena_rt::time::Instant;
 
 use crate::local::{ConflictWindow, Span, Spans, View};
 use crate::{Atomic, KvError, VERSIONSTAMP_LEN, Versionstamp, key_after};

@@ -4,8 +4,8 @@ use std::future::ready;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use catena_rt::time::Instant;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::time::Instant;
 
 use crate::limits::{check_key, check_range, check_stamp, check_value};
 use crate::local::group::stamped_range;

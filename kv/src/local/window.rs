@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use catena_rt::time::Instant;
 
 use crate::local::Span;
 use crate::{KvError, TRANSACTION_AGE};

@@ -12,10 +12,10 @@ use catena_proto::ids::RoutingVersion;
 use catena_proto::routing::{NodeKind, NodeState, RoutingInfo};
 use catena_proto::rpc::Failure;
 use catena_proto::status::{RetryClass, Status};
+use catena_rt::time::{Instant, sleep, timeout};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::time::{Instant, sleep, timeout};
 
 use crate::call::{Reply, Request};
 

@@ -18,7 +18,7 @@ use catena_proto::ids::*;
 use catena_proto::layout::Layout;
 use catena_proto::pb;
 use catena_proto::routing::{Chain, RoutingInfo, Table};
-use tokio::time::Instant;
+use catena_rt::time::Instant;
 
 /// Wall-clock time grows by one with every look; monotonic time is tokio's.
 pub struct Ticks {

@@ -9,8 +9,8 @@ use catena_proto::pb::*;
 use catena_proto::routing::wide_bytes;
 use catena_proto::rpc::{ClientAuth, Failure};
 use catena_proto::status::Status;
+use catena_rt::time::{Instant, sleep_until, timeout_at};
 use futures_util::future::BoxFuture;
-use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::api::MgmtdApi;
 use crate::grpc::GrpcMgmtd;

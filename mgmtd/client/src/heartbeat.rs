@@ -11,9 +11,9 @@ use catena_proto::ids::{RoutingVersion, TargetId};
 use catena_proto::pb;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
+use catena_rt::JoinHandle;
+use catena_rt::time::{Instant, sleep, timeout, timeout_at};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{error, info, warn};
 
 use crate::calls::{CallOptions, MgmtdClient};
@@ -101,7 +101,7 @@ impl Heartbeats {
         });
         let term = Duration::from_millis(reply.lease_ms);
         info!(node = shared.node.id, lease = ?term, routing = reply.routing_version, "registered with mgmtd");
-        let task = tokio::spawn(beat(shared.clone(), term, options.patience));
+        let task = catena_rt::spawn(beat(shared.clone(), term, options.patience));
         let registered_at = RoutingVersion(reply.routing_version);
         Ok(Heartbeats { shared, lease, registered_at, task: Some(task) })
     }
@@ -258,6 +258,7 @@ async fn beat(shared: Arc<Shared>, mut term: Duration, patience: Duration) {
             }
         }
         tokio::select! {
+            biased;
             () = sleep(next) => {}
             () = shared.kick.notified() => {}
             () = shared.stop.notified() => return,

@@ -5,8 +5,8 @@ use std::time::Duration;
 use catena_proto::ids::ClientId;
 use catena_proto::pb::ClientSessionRequest;
 use catena_proto::rpc::Failure;
-use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use catena_rt::AbortHandle;
+use catena_rt::time::{sleep, timeout};
 use tracing::warn;
 
 use crate::calls::MgmtdClient;
@@ -27,7 +27,7 @@ impl ClientSession {
     ) -> Result<ClientSession, Failure> {
         let request = ClientSessionRequest { client: id.0, description, ..Default::default() };
         let reply = client.extend_client_session(request.clone()).await?;
-        let task = tokio::spawn(extend(client.clone(), request, reply.lease_ms)).abort_handle();
+        let task = catena_rt::spawn(extend(client.clone(), request, reply.lease_ms)).abort_handle();
         Ok(ClientSession { client, id, task })
     }
 

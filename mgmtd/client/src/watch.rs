@@ -8,9 +8,9 @@ use catena_proto::ids::RoutingVersion;
 use catena_proto::routing::RoutingInfo;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
+use catena_rt::AbortHandle;
+use catena_rt::time::{Instant, sleep, timeout_at};
 use tokio::sync::{Mutex, watch};
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::calls::MgmtdClient;
@@ -98,7 +98,7 @@ impl RoutingWatch {
     /// Follows mgmtd by long poll in a task that ends with the last clone of the watch. Must be called inside a tokio runtime.
     pub fn spawn(client: MgmtdClient, options: WatchOptions) -> RoutingWatch {
         let board = Board::new(RoutingInfo { cluster: client.cluster(), ..Default::default() });
-        let poll = tokio::spawn(follow(client.clone(), options, board.clone())).abort_handle();
+        let poll = catena_rt::spawn(follow(client.clone(), options, board.clone())).abort_handle();
         let (poll, client) = (Some(poll), Some(client));
         RoutingWatch { handle: Arc::new(Handle { board, poll, client, figures: Mutex::default() }) }
     }

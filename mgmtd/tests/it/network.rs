@@ -14,7 +14,7 @@ use catena_proto::pb::{self, CreateTableRequest};
 use catena_proto::routing::{LocalState, NodeState, PublicState, RoutingInfo};
 use catena_proto::rpc::ClientAuth;
 use catena_proto::token::Token;
-use tokio::time::Instant;
+use catena_rt::time::Instant;
 
 use crate::parts::{CLUSTER, TokioClock, storage};
 

@@ -9,7 +9,7 @@ use catena_proto::clock::{Clock, Monotonic, Timestamp};
 use catena_proto::ids::{ClusterId, Incarnation, NodeId};
 use catena_proto::pb::*;
 use catena_proto::routing::wide_bytes;
-use tokio::time::Instant;
+use catena_rt::time::Instant;
 
 pub const CLUSTER: ClusterId = ClusterId(7);
 pub const LEASE: Duration = Duration::from_secs(8);

@@ -8,7 +8,7 @@ use catena_mgmtd::Service;
 use catena_proto::pb::*;
 use catena_proto::routing::wide_bytes;
 use catena_proto::status::Status;
-use tokio::time::{Instant, sleep};
+use catena_rt::time::{Instant, sleep};
 
 use crate::parts::*;
 

@@ -8,7 +8,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use catena_buf::{Buf, IoBuf};
 use catena_proto::status::Status;
-use tokio::time::{Instant, timeout_at};
+use catena_rt::time::{Instant, timeout_at};
 use tracing::error;
 
 use super::link::{Answer, Link, Request};

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use catena_buf::BufPool;
+use catena_rt::time::{Instant, timeout_at};
+use catena_rt::{JoinSet, Process};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
 
 use super::MemNetwork;
 use super::link::Link;
@@ -32,6 +32,8 @@ pub(super) struct Host {
     pub service: Arc<dyn Service>,
     pub counters: Counters,
     pub refusals: Refusals,
+    /// Where requests are served.
+    pub process: Process,
     leaving: AtomicBool,
     dead: AtomicBool,
     in_flight: AtomicU64,
@@ -48,6 +50,7 @@ impl Host {
             service,
             counters: Counters::new(),
             refusals: Refusals::default(),
+            process: Process::current(),
             leaving: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             in_flight: AtomicU64::new(0),
@@ -84,7 +87,7 @@ impl Host {
         let mut handlers = self.handlers.lock();
         while handlers.try_join_next().is_some() {}
         if !self.is_dead() {
-            handlers.spawn(handler);
+            handlers.spawn_in(&self.process, handler);
         }
     }
 

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use bytes::Bytes;
 use catena_buf::{Buf, IoBuf};
 use catena_proto::status::Status;
+use catena_rt::time::{Instant, sleep_until, timeout_at};
+use catena_rt::{AbortHandle, Process};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::host::Host;
 use super::{Fate, MemNetwork};
@@ -109,22 +109,33 @@ impl Link {
             parked: AtomicU64::new(0),
             ended: Notify::new(),
         });
-        let there = tokio::spawn({
+        // Messages travel while processes stop and die; what arrives waits for the process that it came to.
+        let world = Process::world();
+        let (arrived, mut arrivals) = mpsc::unbounded_channel();
+        let there = world.spawn({
             let link = link.clone();
             async move {
                 while let Some(message) = coming.recv().await {
                     let alone = message.alone;
-                    let link = link.clone();
+                    let (link, arrived) = (link.clone(), arrived.clone());
                     let trip = async move {
                         if link.travel(link.me, link.host.peer(), &message).await {
-                            link.arrive(message.what).await;
+                            let _ = arrived.send(message.what);
                         }
                     };
-                    if alone { drop(tokio::spawn(trip)) } else { trip.await }
+                    if alone { drop(Process::world().spawn(trip)) } else { trip.await }
                 }
             }
         });
-        let back = tokio::spawn({
+        let served = link.host.process.spawn({
+            let link = link.clone();
+            async move {
+                while let Some(request) = arrivals.recv().await {
+                    link.arrive(request).await;
+                }
+            }
+        });
+        let back = world.spawn({
             let link = link.clone();
             async move {
                 while let Some(message) = going.recv().await {
@@ -135,11 +146,11 @@ impl Link {
                             link.answered(message.what);
                         }
                     };
-                    if alone { drop(tokio::spawn(trip)) } else { trip.await }
+                    if alone { drop(Process::world().spawn(trip)) } else { trip.await }
                 }
             }
         });
-        link.state.lock().pumps = vec![there.abort_handle(), back.abort_handle()];
+        link.state.lock().pumps = vec![there.abort_handle(), served.abort_handle(), back.abort_handle()];
         link
     }
 

@@ -32,10 +32,10 @@ use std::time::Duration;
 
 use catena_buf::BufPool;
 use catena_proto::status::Status;
+use catena_rt::time::{Instant, sleep_until, timeout_at};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::error::NetError;
 use crate::handshake::{Identity, PeerId, advice};
@@ -329,7 +329,7 @@ impl Transport for MemTransport {
         deadline: Duration,
     ) -> BoxFuture<'a, Result<Arc<dyn Connection>, NetError>> {
         Box::pin(async move {
-            tokio::time::timeout(deadline, self.connect_to(address)).await.unwrap_or_else(|_| {
+            catena_rt::time::timeout(deadline, self.connect_to(address)).await.unwrap_or_else(|_| {
                 let reason = "no answer within the deadline".into();
                 Err(NetError::Connect { address: address.into(), reason })
             })

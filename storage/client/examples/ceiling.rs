@@ -129,7 +129,7 @@ async fn main() {
     let connections = std::env::args().nth(1).and_then(|count| count.parse().ok()).unwrap_or(2);
     let options = Options { connections, ..Options::default() };
     let storage = StorageClient::new(transport, watch, client, options);
-    let deadline = || tokio::time::Instant::now() + Duration::from_secs(30);
+    let deadline = || catena_rt::time::Instant::now() + Duration::from_secs(30);
     let chain = |n: u64| ChainId(n as u32 % 3 + 1);
     let chunk = |n: u64| ChunkId { inode: InodeId(9), index: n as u32 };
 

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use catena_proto::ids::{ChannelId, Sequence};
+use catena_rt::time::{Instant, timeout_at};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout_at};
 
 /// Beyond a mutation's deadline: the longest that a message lives in queues and sockets after its sender gave up.
 const REST: Duration = Duration::from_secs(60);

@@ -8,7 +8,7 @@ use catena_proto::frame::{self, ChunkEntry, ChunksRequest, MAX_ITEMS, method};
 use catena_proto::ids::{ChainId, ChunkId, InodeId, TargetId};
 use catena_proto::routing::{PublicState, RoutingInfo, Target};
 use catena_proto::status::{RetryClass, Status};
-use tokio::time::Instant;
+use catena_rt::time::Instant;
 use tracing::debug;
 use zerocopy::IntoBytes;
 

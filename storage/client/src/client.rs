@@ -6,7 +6,7 @@ use catena_buf::BufPool;
 use catena_mgmtd_client::RoutingWatch;
 use catena_net::Transport;
 use catena_proto::ids::ClientId;
-use tokio::time::Instant;
+use catena_rt::time::Instant;
 
 use crate::channels::Channels;
 use crate::metrics::{Metrics, MetricsSnapshot};

@@ -8,8 +8,8 @@ use std::time::Duration;
 use catena_net::{Call, Connection, NetError, Reply, Transport};
 use catena_proto::ids::NodeId;
 use catena_proto::status::Status;
+use catena_rt::time::{Instant, timeout_at};
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout_at};
 
 use crate::metrics::{Metrics, add};
 use crate::options::Options;

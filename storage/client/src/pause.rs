@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use catena_mgmtd_client::RoutingWatch;
 use catena_proto::ids::RoutingVersion;
-use tokio::time::{Instant, sleep_until};
+use catena_rt::time::{Instant, sleep_until};
 
 use crate::options::Options;
 

@@ -18,8 +18,8 @@ use catena_proto::ids::{ChainId, ChainVersion, ChunkId, ChunkVersion, NodeId, Ta
 use catena_proto::layout::MAX_IO;
 use catena_proto::routing::{PublicState, RoutingInfo, Target};
 use catena_proto::status::{RetryClass, Status};
+use catena_rt::time::{Instant, timeout_at};
 use futures_util::future::join_all;
-use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 use zerocopy::IntoBytes;
 

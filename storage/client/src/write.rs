@@ -11,7 +11,7 @@ use catena_proto::ids::{ChainId, ChainVersion, ChunkId, ChunkVersion, NodeId, Ta
 use catena_proto::layout::MAX_IO;
 use catena_proto::routing::{PublicState, RoutingInfo};
 use catena_proto::status::{RetryClass, Status};
-use tokio::time::Instant;
+use catena_rt::time::Instant;
 use tracing::debug;
 
 use crate::client::{Shared, StorageClient};

@@ -9,9 +9,9 @@ use catena_proto::frame::WriteKind;
 use catena_proto::ids::*;
 use catena_proto::routing::PublicState;
 use catena_proto::status::Status;
+use catena_rt::time::Instant;
 use catena_storage_client::{Options, Written};
 use fake::*;
-use tokio::time::Instant;
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)

@@ -419,8 +419,8 @@ impl Disk for Handle {
         match delay {
             None => run(),
             Some(delay) => {
-                tokio::spawn(async move {
-                    tokio::time::sleep(delay).await;
+                catena_rt::spawn(async move {
+                    catena_rt::time::sleep(delay).await;
                     run();
                 });
             }

@@ -23,8 +23,8 @@ use catena_proto::pb;
 use catena_proto::routing::{self, Chain, LocalState, PublicState, RoutingInfo, Target};
 use catena_proto::status::Status;
 use catena_proto::token::Token;
+use catena_rt::time::{Instant, sleep, timeout};
 use catena_storage::{Config, Directories, DiskSource, Env, IoBackend, Membership, Running, start};
-use tokio::time::{Instant, sleep, timeout};
 use zerocopy::{FromBytes, IntoBytes};
 
 pub const CHAIN: ChainId = ChainId(1);

@@ -7,8 +7,8 @@ use catena_proto::ids::TableId;
 use catena_proto::pb::{CreateTableRequest, NodeState, PublicState};
 use catena_proto::routing::RoutingInfo;
 use catena_proto::rpc::ClientAuth;
+use catena_rt::time::{Instant, sleep};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
 
 use crate::args::ServiceKind;
 use crate::exit::{Exit, Failure, Result};

@@ -12,9 +12,9 @@ use catena_proto::pb::{self, *};
 use catena_proto::routing::RoutingInfo;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
+use catena_rt::time::Instant;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 pub const CLUSTER: ClusterId = ClusterId(7);
 pub const LEASE: Duration = Duration::from_secs(8);

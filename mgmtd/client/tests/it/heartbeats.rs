@@ -9,7 +9,8 @@ use catena_proto::ids::{ClientId, RoutingVersion, TargetId};
 use catena_proto::pb;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
-use tokio::time::{Instant, advance, sleep};
+use catena_rt::time::{Instant, sleep};
+use tokio::time::advance;
 
 use crate::fake::{Fake, LEASE, Mood, TokioClock, client, settle};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use catena_mgmtd_client::CallOptions;
 use catena_proto::pb::CreateTableRequest;
 use catena_proto::status::Status;
-use tokio::time::Instant;
+use catena_rt::time::Instant;
 
 use crate::fake::{Fake, Mood, client};
 

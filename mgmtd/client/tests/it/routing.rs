@@ -5,7 +5,7 @@ use std::time::Duration;
 use catena_mgmtd_client::{RoutingWatch, WatchOptions};
 use catena_proto::ids::RoutingVersion;
 use catena_proto::status::Status;
-use tokio::time::Instant;
+use catena_rt::time::Instant;
 
 use crate::fake::{Fake, Mood, client, routing, settle};
 

@@ -1,0 +1,16 @@
+//! What runs tasks and tells time: tokio, or the simulator.
+//!
+//! Services never call tokio's `spawn` and `time` themselves. In production these functions are tokio's own, with nothing between; with
+//! the feature `sim` a thread inside [`sim::Sim::run`] gets a single-threaded executor instead, whose clock stands still while
+//! anything can run and whose scheduling is drawn from one seed. tokio's channels, locks and notifications do not care who polls them.
+//!
+//! Tasks belong to a [`Process`]: what a process spawns dies with it. Outside the simulator there is one process, this one.
+
+mod process;
+#[cfg(feature = "sim")]
+pub mod sim;
+mod task;
+pub mod time;
+
+pub use process::Process;
+pub use task::{AbortHandle, JoinError, JoinHandle, JoinSet, spawn, spawn_blocking, yield_now};
