@@ -2,11 +2,12 @@
 //! way to commit; everything that makes it FoundationDB's semantics is here and the same for all.
 //!
 //! ```text
-//! LocalTransaction ── reads ──> Overlay (own writes) over a View (one committed version)
+//! LocalTransaction ── reads ──> Buffer: Overlay (own writes) over a View (one committed version)
 //!        │
 //!        └─ commit ─> Store::commit ─> Group::add: ConflictWindow check, then mutations in order ─> effects to write
 //! ```
 
+mod buffer;
 mod group;
 mod overlay;
 mod spans;
@@ -17,6 +18,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
+pub use buffer::{Buffer, ReadAt};
 pub use group::{Commit, Effects, Group, Mutation};
 pub use spans::{Span, Spans};
 pub use transaction::LocalTransaction;

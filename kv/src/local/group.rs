@@ -6,8 +6,9 @@ use std::ops::ControlFlow;
 use bytes::{Bytes, BytesMut};
 use catena_rt::time::Instant;
 
+use crate::limits::{check_key, check_range, check_stamp, check_value};
 use crate::local::{ConflictWindow, Span, Spans, View};
-use crate::{Atomic, KvError, VERSIONSTAMP_LEN, Versionstamp, key_after};
+use crate::{Atomic, KvError, TRANSACTION_LIMIT, VERSIONSTAMP_LEN, Versionstamp, key_after};
 
 /// A write as the transaction made it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,6 +70,41 @@ pub struct Commit {
 }
 
 impl Commit {
+    /// Whether a transaction of this kit can have made it. One that came from outside is to be asked: keys and stamps that were not
+    /// checked must not reach a [`Group`].
+    pub fn validate(&self) -> Result<(), KvError> {
+        for mutation in &self.mutations {
+            match mutation {
+                Mutation::Clear(key) => check_key(key)?,
+                Mutation::ClearRange(begin, end) => check_range(begin, end)?,
+                Mutation::Set(key, value) | Mutation::Atomic(key, _, value) => {
+                    check_key(key)?;
+                    check_value(value)?;
+                }
+                Mutation::StampedKey(key, offset, value) => {
+                    check_key(key)?;
+                    check_stamp(*offset, key.len())?;
+                    check_value(value)?;
+                }
+                Mutation::StampedValue(key, value, offset) => {
+                    check_key(key)?;
+                    check_stamp(*offset, value.len())?;
+                    check_value(value)?;
+                }
+            }
+        }
+        for span in self.reads.iter().chain(self.writes.iter()) {
+            match span {
+                Span::Key(key) => check_range(key, &key_after(key))?,
+                Span::Range(begin, end) => check_range(begin, end)?,
+            }
+        }
+        match self.size() {
+            size if size > TRANSACTION_LIMIT => Err(KvError::TransactionTooLarge(size)),
+            _ => Ok(()),
+        }
+    }
+
     /// Bytes counted towards the size of a transaction.
     pub fn size(&self) -> usize {
         self.reads.size() + self.writes.size() + self.mutations.iter().map(Mutation::size).sum::<usize>()

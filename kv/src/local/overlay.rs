@@ -112,11 +112,27 @@ impl Overlay {
         }
     }
 
-    /// One page, and in `depends` the parts of it that depend on the database.
+    /// Whether the value of `key` depends on the database.
+    pub(super) fn depends_on(&self, key: &[u8]) -> bool {
+        match self.keys.get(key) {
+            Some(own) => matches!(own, Own::Ops(_)),
+            None => !self.is_cleared(key),
+        }
+    }
+
+    /// The parts of `begin..end` that depend on the database, in order.
+    pub(super) fn unknown(&self, begin: &Bytes, end: &Bytes) -> Vec<(Bytes, Bytes)> {
+        let segments = self.segments(begin, end).into_iter().filter(|segment| !segment.cleared);
+        segments.map(|segment| (segment.begin, segment.end)).collect()
+    }
+
+    /// One page, and in `depends` the parts of it that depend on the database. See [`Buffer::get_range`](super::Buffer::get_range) for
+    /// `cut_short`.
     pub(super) fn get_range(
         &self,
         query: &RangeQuery,
         view: &impl View,
+        cut_short: bool,
         depends: &mut dyn FnMut(Span),
     ) -> Result<RangeResult, KvError> {
         let mut page = Page::new(query);
@@ -129,7 +145,11 @@ impl Overlay {
                 break;
             }
         }
-        let result = page.result;
+        let mut result = page.result;
+        if cut_short && result.items.is_empty() {
+            return Ok(result);
+        }
+        result.more |= cut_short;
         let (begin, end) = match (result.more, result.items.last()) {
             (true, Some(last)) if query.reverse => (last.key.clone(), query.end.clone()),
             (true, Some(last)) => (query.begin.clone(), key_after(&last.key)),
