@@ -3,7 +3,7 @@
 #[cfg(feature = "control")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=schema");
-    let files = protox::compile(["common.proto", "mgmtd.proto", "meta.proto"], ["schema"])?;
+    let files = protox::compile(["common.proto", "mgmtd.proto", "meta.proto", "kv.proto"], ["schema"])?;
     tonic_prost_build::configure().bytes(".").compile_fds(files)?;
     Ok(())
 }

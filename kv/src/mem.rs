@@ -32,6 +32,19 @@ impl Database for MemDatabase {
     }
 }
 
+/// The same data for other transactions than [`Database::begin`]'s: what a service serves.
+impl Store for MemDatabase {
+    type View = MemView;
+
+    fn view(&self) -> Result<MemView, KvError> {
+        self.store.view()
+    }
+
+    fn commit(&self, commit: Commit) -> BoxFuture<'static, Result<Versionstamp, KvError>> {
+        Store::commit(&*self.store, commit)
+    }
+}
+
 #[derive(Default)]
 struct MemStore(Arc<RwLock<Data>>);
 
@@ -149,7 +162,8 @@ impl View for History {
     }
 }
 
-struct MemView {
+/// A version of a [`MemDatabase`], kept for as long as this is held.
+pub struct MemView {
     data: Arc<RwLock<Data>>,
     version: u64,
 }

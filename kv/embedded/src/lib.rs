@@ -4,7 +4,8 @@
 //! limits, from [`catena_kv::local`]), group commit, and a log that makes a commit durable. An acknowledged commit is on disk. Reads are done on the
 //! caller's thread, from memory or the page cache mostly; commits by one thread per store.
 //!
-//! It serves one process on one machine. Several services of it can share one [`EmbeddedDatabase`].
+//! It belongs to one process on one machine. Several services of it can share one [`EmbeddedDatabase`]; `catena-kv-remote` serves one to
+//! other processes.
 //!
 //! ```
 //! use catena_kv::{Database, Isolation, TxOptions};
@@ -38,8 +39,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use catena_kv::local::{Effects, LocalTransaction};
-use catena_kv::{Database, KvError, Tx, TxOptions};
+use catena_kv::local::{Commit, Effects, LocalTransaction, Store};
+use catena_kv::{BoxFuture, Database, KvError, Tx, TxOptions, Versionstamp};
 use fjall::{Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use crate::directory::{Directory, Found};
@@ -47,6 +48,7 @@ use crate::log::{Log, LogError};
 use crate::store::{EmbeddedStore, Start};
 
 pub use error::OpenError;
+pub use view::FjallView;
 
 /// Where the last commit's version is kept, written with every group. Behind all user keys, so no transaction can reach it.
 const VERSION_KEY: &[u8] = b"\xff/version";
@@ -221,5 +223,18 @@ fn fjall_error(directory: &Directory, error: fjall::Error) -> OpenError {
 impl Database for EmbeddedDatabase {
     fn begin(&self, _options: TxOptions) -> Result<Tx, KvError> {
         Ok(Arc::new(LocalTransaction::new(self.store.clone())))
+    }
+}
+
+/// The same data for other transactions than [`Database::begin`]'s: what a service serves.
+impl Store for EmbeddedDatabase {
+    type View = Arc<FjallView>;
+
+    fn view(&self) -> Result<Arc<FjallView>, KvError> {
+        self.store.view()
+    }
+
+    fn commit(&self, commit: Commit) -> BoxFuture<'static, Result<Versionstamp, KvError>> {
+        self.store.commit(commit)
     }
 }

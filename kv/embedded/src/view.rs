@@ -7,8 +7,8 @@ use catena_kv::KvError;
 use catena_kv::local::{View, Visit};
 use fjall::{Keyspace, Readable, Snapshot};
 
-/// A fjall snapshot and the version it is of.
-pub(crate) struct FjallView {
+/// A committed version, readable for as long as it is held: a fjall snapshot and the version it is of.
+pub struct FjallView {
     pub(crate) version: u64,
     pub(crate) snapshot: Snapshot,
     pub(crate) keyspace: Keyspace,
