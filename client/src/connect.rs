@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use catena_buf::{BufPool, IoBuf, PoolClass, PoolConfig};
-use catena_meta_client::{Credentials, MetaClient, Servers};
+use catena_meta_client::{Connector, Credentials, GrpcConnector, MetaClient, Servers};
 use catena_mgmtd_client::{CallOptions, ClientSession, MgmtdClient, RoutingWatch, WatchOptions};
 use catena_net::tcp::TcpTransport;
 use catena_net::{Identity, PeerId, Transport};
@@ -64,7 +64,31 @@ impl Default for ConnectOptions {
     }
 }
 
-/// The pieces of a connection, for programs that bring their own transport, such as tests and the simulator.
+/// What a client speaks over: TCP and gRPC in production, the simulator's network in tests. With all of them, and a seed, credentials and a
+/// description in the options, nothing in a client comes from the operating system.
+pub struct Links {
+    /// Which cluster.
+    pub cluster: ClusterId,
+    /// The client's identity: random, never 0, and the one that `transport` introduces itself with.
+    pub client: ClientId,
+    /// The managers.
+    pub mgmtd: MgmtdClient,
+    /// Makes connections to meta services.
+    pub meta: Arc<dyn Connector>,
+    /// Reaches storage services.
+    pub transport: Arc<dyn Transport>,
+}
+
+impl ConnectOptions {
+    fn random(&self) -> StdRng {
+        match self.seed {
+            Some(seed) => StdRng::seed_from_u64(seed),
+            None => StdRng::from_os_rng(),
+        }
+    }
+}
+
+/// The pieces of a connection, for programs that bring their own.
 pub struct Parts {
     /// Which cluster.
     pub cluster: ClusterId,
@@ -114,6 +138,8 @@ pub(crate) struct Shared {
 }
 
 const PAGE: usize = 4096;
+/// Time that a connection may take to come up before the next meta service is tried.
+const META_CONNECT: Duration = Duration::from_secs(2);
 
 impl Catena {
     /// Connects to the cluster that a cluster file describes. Must be called inside a tokio runtime.
@@ -121,27 +147,13 @@ impl Catena {
     /// # Errors
     /// No manager answers in time, the token is wrong, or the cluster is another one; the error says which.
     pub async fn connect(cluster: &ClusterFile, options: ConnectOptions) -> Result<Catena> {
-        let mut rng = match options.seed {
-            Some(seed) => StdRng::seed_from_u64(seed),
-            None => StdRng::from_os_rng(),
-        };
+        let mut rng = options.random();
         let client = ClientId(rng.random_range(1..=u64::MAX));
         let auth = ClientAuth::new(cluster.cluster, &cluster.token);
         let managers = cluster.mgmtd.join(", ");
-        let failed = |failure| Error::from_failure("connect", &managers, failure);
-
         let patience = CallOptions { deadline: options.connect_deadline, ..CallOptions::default() };
-        let mgmtd =
-            MgmtdClient::connect(cluster.cluster, &cluster.mgmtd, auth.clone(), patience).map_err(failed)?;
-        let description = options.description.clone().unwrap_or_else(describe);
-        let session = ClientSession::start(mgmtd.clone(), client, description).await.map_err(failed)?;
-        let seed = rng.random();
-        let routing = RoutingWatch::spawn(mgmtd.clone(), WatchOptions { seed, ..WatchOptions::default() });
-        if timeout(options.connect_deadline, routing.changed(RoutingVersion(0))).await.is_err() {
-            let what = "mgmtd sends no routing information: is the cluster initialised?";
-            return Err(Error::new("connect", managers, Status::TimedOut, what));
-        }
-
+        let mgmtd = MgmtdClient::connect(cluster.cluster, &cluster.mgmtd, auth.clone(), patience)
+            .map_err(|failure| Error::from_failure("connect", &managers, failure))?;
         let pool = BufPool::new(PoolConfig::client(options.pool_bytes.max(16 << 20)))
             .map_err(|error| Error::new("connect", &*managers, Status::Busy, error.to_string()))?;
         let identity = Identity {
@@ -150,7 +162,31 @@ impl Catena {
             peer: PeerId::Client(client),
             incarnation: Incarnation(rng.random()),
         };
-        let transport: Arc<dyn Transport> = Arc::new(TcpTransport::new(identity, pool));
+        let channels = catena_meta_client::Options::default().channels;
+        let links = Links {
+            cluster: cluster.cluster,
+            client,
+            mgmtd,
+            meta: Arc::new(GrpcConnector::new(auth, channels, META_CONNECT)),
+            transport: Arc::new(TcpTransport::new(identity, pool)),
+        };
+        let options = ConnectOptions { seed: Some(rng.random()), ..options };
+        Catena::connect_over(links, &managers, options).await
+    }
+
+    /// Connects over given links; `managers` names them in errors. All randomness derives from the options' seed.
+    pub async fn connect_over(links: Links, managers: &str, options: ConnectOptions) -> Result<Catena> {
+        let mut rng = options.random();
+        let Links { cluster, client, mgmtd, meta, transport } = links;
+        let failed = |failure| Error::from_failure("connect", managers, failure);
+        let description = options.description.clone().unwrap_or_else(describe);
+        let session = ClientSession::start(mgmtd.clone(), client, description).await.map_err(failed)?;
+        let seed = rng.random();
+        let routing = RoutingWatch::spawn(mgmtd.clone(), WatchOptions { seed, ..WatchOptions::default() });
+        if timeout(options.connect_deadline, routing.changed(RoutingVersion(0))).await.is_err() {
+            let what = "mgmtd sends no routing information: is the cluster initialised?";
+            return Err(Error::new("connect", managers, Status::TimedOut, what));
+        }
         let tuning = catena_storage_client::Options {
             deadline: options.deadline,
             connections: options.connections,
@@ -160,12 +196,11 @@ impl Catena {
         let storage = StorageClient::new(transport, routing.clone(), client, tuning);
         let calls = catena_meta_client::Options {
             deadline: options.deadline,
-            seed: options.seed.map(|_| rng.random()),
+            seed: Some(rng.random()),
             ..catena_meta_client::Options::default()
         };
-        let meta = MetaClient::new(Servers::Routing(routing), auth, client, calls);
-        let parts =
-            Parts { cluster: cluster.cluster, storage, meta, mgmtd: Some(mgmtd), session: Some(session) };
+        let meta = MetaClient::with_connector(Servers::Routing(routing), meta, client, calls);
+        let parts = Parts { cluster, storage, meta, mgmtd: Some(mgmtd), session: Some(session) };
         Ok(Catena::from_parts(parts, &options))
     }
 

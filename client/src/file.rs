@@ -357,10 +357,11 @@ impl Drop for Inner {
     fn drop(&mut self) {
         Length::forget(&self.catena, self.inode);
         let written = *self.state.get_mut();
-        let Some(session) = self.session.filter(|_| !written.closed) else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Some(session) = self.session.filter(|_| !written.closed && catena_rt::can_spawn()) else {
+            return;
+        };
         let (catena, inode, path) = (self.catena.clone(), self.inode, std::mem::take(&mut self.path));
-        runtime.spawn(async move {
+        catena_rt::spawn(async move {
             let settled = catena.shared.meta.sync(&catena.who, inode, session, written.settle(true)).await;
             if let Err(error) = settled {
                 warn!(path, %error, "a dropped file could not be closed; its session ends with the client's");

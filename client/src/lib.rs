@@ -47,7 +47,7 @@ mod write;
 
 pub use attributes::{AsPlace, FileType, LayoutChoice, Stat};
 pub use cluster_file::{ClusterFile, ClusterFileError};
-pub use connect::{Catena, ConnectOptions, Parts};
+pub use connect::{Catena, ConnectOptions, Links, Parts};
 pub use error::{Error, Result};
 pub use file::File;
 pub use locate::{ChunkPlace, ReplicaReport, StoredChunk, TargetPlace};

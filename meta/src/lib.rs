@@ -1,9 +1,9 @@
 //! Catena's metadata service: the namespace, layouts, file sessions, and the removal of what nobody needs any more.
 //!
 //! A service keeps no state of its own that matters; everything is in a transactional key-value store, and any number of services work
-//! side by side on one. [`Service`] has the calls as plain async functions; [`start`] puts gRPC around it, registers it with mgmtd
-//! and runs the background work. `ops` holds the operations, one a file, each a function of a transaction and a request; [`schema`]
-//! every key and value.
+//! side by side on one. [`Service`] has the calls as plain async functions, a [`Member`] registers it with mgmtd and runs the
+//! background work, and [`start`] puts gRPC around that. `ops` holds the operations, one a file, each a function of a transaction and
+//! a request; [`schema`] every key and value.
 
 mod access;
 mod chunks;
@@ -13,6 +13,7 @@ mod context;
 mod cut;
 mod error;
 mod layout;
+mod member;
 mod metrics;
 mod op;
 mod ops;
@@ -30,6 +31,7 @@ mod tx;
 
 pub use chunks::{Chunks, Extent, MemChunks};
 pub use config::{Config, ConfigError, EXAMPLE};
+pub use member::Member;
 pub use metrics::Metrics;
 pub use reclaim::Progress;
 pub use service::{Background, Parts, Service, Settings};

@@ -8,6 +8,7 @@ use catena_mgmtd_client::RoutingWatch;
 use catena_proto::clock::Clock;
 use catena_proto::ids::{ChainId, ClusterId, InodeId};
 use catena_proto::layout::Layout;
+use catena_proto::meta_call::{Reply, Request};
 use catena_proto::pb;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
@@ -333,49 +334,59 @@ impl Service {
 }
 
 macro_rules! handlers {
-    ($($(#[$doc:meta])* $method:ident: $request:ident -> $reply:ident by $how:ident;)*) => {
+    ($($(#[$doc:meta])* $name:ident $method:ident: $request:ident -> $reply:ident by $how:ident;)*) => {
         impl Service {
             $($(#[$doc])*
             pub async fn $method(&self, request: pb::$request) -> Result<pb::$reply, Failure> {
                 self.$how(&request).await
             })*
+
+            /// Answers any call: for networks that carry calls as values.
+            pub async fn answer(self: &Arc<Self>, request: Request) -> Result<Reply, Failure> {
+                Ok(match request {
+                    Request::Open(request) => Reply::Open(self.open(request).await?),
+                    Request::Truncate(request) => Reply::Truncate(self.truncate(request).await?),
+                    Request::Sync(request) => Reply::Sync(self.sync(request).await?),
+                    $(Request::$name(request) => Reply::$name(self.$method(request).await?),)*
+                })
+            }
         }
     };
 }
 
 handlers! {
     /// Attributes of a place.
-    stat: StatRequest -> StatReply by query;
+    Stat stat: StatRequest -> StatReply by query;
     /// Attributes of many places.
-    batch_stat: BatchStatRequest -> BatchStatReply by query;
+    BatchStat batch_stat: BatchStatRequest -> BatchStatReply by query;
     /// Makes directories.
-    mkdir: MkdirRequest -> InodeReply by mutate;
+    Mkdir mkdir: MkdirRequest -> InodeReply by mutate;
     /// Makes an empty file, fifo, socket or device node.
-    mknod: MknodRequest -> InodeReply by mutate;
+    Mknod mknod: MknodRequest -> InodeReply by mutate;
     /// Makes a symbolic link.
-    symlink: SymlinkRequest -> InodeReply by mutate;
+    Symlink symlink: SymlinkRequest -> InodeReply by mutate;
     /// Makes a hard link.
-    link: LinkRequest -> InodeReply by mutate;
+    Link link: LinkRequest -> InodeReply by mutate;
     /// What a symbolic link says.
-    readlink: ReadlinkRequest -> ReadlinkReply by query;
+    Readlink readlink: ReadlinkRequest -> ReadlinkReply by query;
     /// Removes a name, or a whole tree.
-    remove: RemoveRequest -> RemoveReply by mutate;
+    Remove remove: RemoveRequest -> RemoveReply by mutate;
     /// Moves a name.
-    rename: RenameRequest -> RenameReply by mutate;
+    Rename rename: RenameRequest -> RenameReply by mutate;
     /// Changes attributes.
-    set_attr: SetAttrRequest -> InodeReply by mutate;
+    SetAttr set_attr: SetAttrRequest -> InodeReply by mutate;
     /// Sets what is made below a directory.
-    set_layout: SetLayoutRequest -> InodeReply by mutate;
+    SetLayout set_layout: SetLayoutRequest -> InodeReply by mutate;
     /// A page of a directory.
-    readdir: ReaddirRequest -> ReaddirReply by query;
+    Readdir readdir: ReaddirRequest -> ReaddirReply by query;
     /// An extended attribute.
-    get_xattr: GetXattrRequest -> GetXattrReply by query;
+    GetXattr get_xattr: GetXattrRequest -> GetXattrReply by query;
     /// Names of extended attributes.
-    list_xattr: ListXattrRequest -> ListXattrReply by query;
+    ListXattr list_xattr: ListXattrRequest -> ListXattrReply by query;
     /// Sets or removes an extended attribute.
-    set_xattr: SetXattrRequest -> SetXattrReply by mutate;
+    SetXattr set_xattr: SetXattrRequest -> SetXattrReply by mutate;
     /// Space and counts.
-    statfs: StatfsRequest -> StatfsReply by query;
+    Statfs statfs: StatfsRequest -> StatfsReply by query;
     /// A page of what a subtree holds.
-    usage: UsageRequest -> UsageReply by query;
+    Usage usage: UsageRequest -> UsageReply by query;
 }

@@ -1,21 +1,16 @@
-//! A running service: sockets, registration with mgmtd, background work, and the way to stop.
+//! A running service: the socket around a [`Member`], and the way to stop.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use catena_kv::Database;
-use catena_mgmtd_client::{
-    CallOptions, ClientSession, HeartbeatOptions, Heartbeats, MgmtdClient, Report, RoutingWatch, WatchOptions,
-};
+use catena_mgmtd_client::{CallOptions, MgmtdClient, RoutingWatch};
 use catena_net::Transport;
 use catena_proto::clock::Clock;
-use catena_proto::ids::ClientId;
-use catena_proto::pb;
 use catena_proto::pb::meta_server::MetaServer;
 use catena_proto::rpc::{ClientAuth, Failure, ServerAuth};
 use catena_rt::JoinHandle;
-use catena_storage_client::{Options as StorageOptions, StorageClient};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -25,15 +20,13 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::chunks::Chunks;
 use crate::config::{Config, ConfigError};
+use crate::member::Member;
 use crate::metrics::Metrics;
-use crate::service::{Background, Parts, Service, Settings};
-use crate::sessions::Clients;
+use crate::service::Service;
 use crate::skin::Skin;
 
-/// How long a stop waits for calls under way and for mgmtd.
+/// How long a stop waits for calls under way.
 const STOP: Duration = Duration::from_secs(5);
-/// How long a start waits for mgmtd.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// The largest request taken: 1024 long paths and 65536 groups fit.
 const MAX_REQUEST: usize = 8 << 20;
 
@@ -70,12 +63,9 @@ pub enum StartError {
 
 /// A running metadata service.
 pub struct Running {
-    service: Arc<Service>,
+    member: Member,
     address: SocketAddr,
     advertised: String,
-    background: Background,
-    heartbeats: Option<Heartbeats>,
-    session: Option<ClientSession>,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
 }
@@ -91,18 +81,8 @@ pub async fn start(
     let auth = ClientAuth::new(config.cluster, &config.token);
     let mgmtd = MgmtdClient::connect(config.cluster, &config.mgmtd, auth, CallOptions::default())
         .map_err(StartError::Register)?;
-    let routing =
-        RoutingWatch::spawn(mgmtd.clone(), WatchOptions { seed: env.seed, ..WatchOptions::default() });
-    // The chunk store tags this service's mutations with a client's identity, and forgets those of dead clients.
-    let client = ClientId(env.seed.rotate_left(32) | 1);
-    let description = format!("metadata service, node {}", config.node);
-    let session =
-        ClientSession::start(mgmtd.clone(), client, description).await.map_err(StartError::Register)?;
-    let options = StorageOptions { seed: env.seed, ..StorageOptions::default() };
-    let storage = StorageClient::new(transport, routing.clone(), client, options);
-    let mut running = start_with(config, env, db, Arc::new(storage), routing, Some(mgmtd)).await?;
-    running.session = Some(session);
-    Ok(running)
+    let member = Member::new(&config, env, db, transport, mgmtd).await?;
+    serve(config, member).await
 }
 
 /// Starts a service on given chunks and routing information. Without mgmtd it is not registered, so clients must know its address.
@@ -114,18 +94,18 @@ pub async fn start_with(
     routing: RoutingWatch,
     mgmtd: Option<MgmtdClient>,
 ) -> Result<Running, StartError> {
-    config.validate()?;
+    let member = Member::on(&config, env, db, chunks, routing, mgmtd).await?;
+    serve(config, member).await
+}
+
+async fn serve(config: Config, mut member: Member) -> Result<Running, StartError> {
     let listen_error = |source| StartError::Listen { address: config.listen.clone(), source };
     let listener = TcpListener::bind(&config.listen).await.map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
     let advertised = config.advertise.clone().unwrap_or_else(|| address.to_string());
 
-    let parts = Parts { db, chunks, routing: routing.clone(), clock: env.clock.clone(), seed: env.seed };
-    let service = Service::new(Settings::from(&config), parts);
-    service.initialise().await.map_err(StartError::Store)?;
-
     let auth = ServerAuth::new(config.cluster, config.token);
-    let skin = MetaServer::new(Skin(service.clone())).max_decoding_message_size(MAX_REQUEST);
+    let skin = MetaServer::new(Skin(member.service().clone())).max_decoding_message_size(MAX_REQUEST);
     let (stop, stopped) = oneshot::channel::<()>();
     let server = Server::builder()
         .initial_stream_window_size(1 << 20)
@@ -138,39 +118,8 @@ pub async fn start_with(
             let _ = stopped.await;
         });
     let server = catena_rt::spawn(server);
-
-    let clients = mgmtd.clone().map(|mgmtd| Arc::new(mgmtd) as Arc<dyn Clients>);
-    // The socket answers before mgmtd tells anyone about it.
-    let heartbeats = match mgmtd {
-        None => None,
-        Some(mgmtd) => {
-            let node = pb::Node {
-                id: config.node,
-                kind: pb::NodeKind::Meta as i32,
-                control_address: advertised.clone(),
-                metrics_address: config.metrics.clone().unwrap_or_default(),
-                incarnation: env.seed,
-                pid: std::process::id(),
-                ..Default::default()
-            };
-            let report = move || Report { routing_version: routing.version(), ..Report::default() };
-            let options = HeartbeatOptions { patience: PATIENCE };
-            let started = Heartbeats::start(mgmtd, node, env.clock.clone(), report, options).await;
-            Some(started.map_err(StartError::Register)?)
-        }
-    };
-    tracing::info!(node = config.node, address = %advertised, "metadata service is up");
-    let background = service.background(clients);
-    Ok(Running {
-        service,
-        address,
-        advertised,
-        background,
-        heartbeats,
-        session: None,
-        stop: Some(stop),
-        server,
-    })
+    member.join(&advertised, std::process::id()).await?;
+    Ok(Running { member, address, advertised, stop: Some(stop), server })
 }
 
 impl Running {
@@ -186,38 +135,23 @@ impl Running {
 
     /// The calls, without gRPC.
     pub fn service(&self) -> &Arc<Service> {
-        &self.service
+        self.member.service()
     }
 
     /// Makes the service's counters known to a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
-        let metrics: &Metrics = self.service.metrics();
+        let metrics: &Metrics = self.service().metrics();
         metrics.register(registry);
     }
 
     /// Resolves when the service cannot go on, with the reason.
     pub async fn failed(&self) -> Failure {
-        let unregistered = async {
-            match &self.heartbeats {
-                Some(heartbeats) => heartbeats.failed().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            failure = unregistered => failure,
-            error = self.service.store_failed() => {
-                Failure::new(catena_proto::status::Status::ShuttingDown, format!("the metadata store failed: {error}"))
-            }
-        }
+        self.member.failed().await
     }
 
     /// Stops cleanly: mgmtd is told, so that clients go elsewhere, calls under way are finished, and the background work ends.
     pub async fn stop(mut self) {
-        if let Some(heartbeats) = self.heartbeats.take() {
-            heartbeats.stop(STOP).await;
-        }
-        drop(self.background);
+        self.member.leave().await;
         drop(self.stop.take());
         let abort = self.server.abort_handle();
         match catena_rt::time::timeout(STOP, &mut self.server).await {
@@ -225,9 +159,7 @@ impl Running {
             Ok(outcome) => tracing::warn!(?outcome, "the metadata service's socket did not close cleanly"),
             Err(_) => abort.abort(),
         }
-        if let Some(session) = self.session.take() {
-            session.close(STOP).await;
-        }
+        self.member.close().await;
         tracing::info!(address = %self.advertised, "metadata service has stopped");
     }
 }

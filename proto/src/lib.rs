@@ -10,6 +10,8 @@ pub mod frame;
 pub mod ids;
 pub mod layout;
 #[cfg(feature = "control")]
+pub mod meta_call;
+#[cfg(feature = "control")]
 pub mod pb;
 #[cfg(feature = "control")]
 pub mod routing;

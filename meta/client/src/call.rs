@@ -1,6 +1,7 @@
-//! The calls as values: what gRPC carries, and what the simulator carries over its own network instead.
+//! The typed calls: which reply belongs to which request, and how both travel as values.
 
 use bytes::Bytes;
+use catena_proto::meta_call::{Reply, Request};
 use catena_proto::pb;
 
 use crate::place::Place;
@@ -34,16 +35,6 @@ fn at(at: &Option<pb::At>) -> String {
 
 macro_rules! calls {
     ($($name:ident, $method:ident, $request:ident -> $reply:ident, $mutates:literal, |$this:ident| $subject:expr;)*) => {
-        /// A request to a meta service.
-        #[derive(Clone, Debug)]
-        #[allow(missing_docs)]
-        pub enum Request { $($name(pb::$request),)* }
-
-        /// Its answer.
-        #[derive(Clone, Debug)]
-        #[allow(missing_docs)]
-        pub enum Reply { $($name(pb::$reply),)* }
-
         $(impl Call for pb::$request {
             type Reply = pb::$reply;
             const NAME: &'static str = stringify!($method);
@@ -55,18 +46,6 @@ macro_rules! calls {
                 match reply { Reply::$name(reply) => Some(reply), _ => None }
             }
         })*
-
-        impl Request {
-            /// The call's name.
-            pub fn name(&self) -> &'static str {
-                match self { $(Request::$name(_) => stringify!($method),)* }
-            }
-            /// The request id of a mutating call, empty for reads.
-            pub fn id(&self) -> Bytes {
-                let caller = match self { $(Request::$name(request) => &request.caller,)* };
-                caller.as_ref().map(|caller| caller.request.clone()).unwrap_or_default()
-            }
-        }
 
         /// Sends a request through the generated gRPC client.
         pub(crate) async fn send<T>(

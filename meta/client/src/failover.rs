@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use catena_mgmtd_client::RoutingWatch;
 use catena_proto::ids::RoutingVersion;
+use catena_proto::meta_call::{Reply, Request};
 use catena_proto::routing::{NodeKind, NodeState, RoutingInfo};
 use catena_proto::rpc::Failure;
 use catena_proto::status::{RetryClass, Status};
@@ -16,8 +17,6 @@ use catena_rt::time::{Instant, sleep, timeout};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-
-use crate::call::{Reply, Request};
 
 /// One meta service.
 #[async_trait]

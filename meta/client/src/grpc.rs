@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use catena_proto::meta_call::{Reply, Request};
 use catena_proto::pb::meta_client::MetaClient;
 use catena_proto::rpc::{ClientAuth, Failure};
 use catena_proto::status::Status;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
-use crate::call::{Reply, Request, send};
+use crate::call::send;
 use crate::failover::{Connector, Endpoint};
 
 /// The largest reply taken: a page of entries with long symbolic links in their attributes stays well below.

@@ -28,7 +28,8 @@ mod failover;
 mod grpc;
 mod place;
 
-pub use call::{Call, Reply, Request};
+pub use call::Call;
+pub use catena_proto::meta_call::{Reply, Request};
 pub use client::{MetaClient, Open, OpenFlags, SetAttr, Settle, Usage, XattrMode};
 pub use error::MetaError;
 pub use failover::{Connector, Endpoint, Options, Servers};

@@ -13,4 +13,4 @@ mod task;
 pub mod time;
 
 pub use process::Process;
-pub use task::{AbortHandle, JoinError, JoinHandle, JoinSet, spawn, spawn_blocking, yield_now};
+pub use task::{AbortHandle, JoinError, JoinHandle, JoinSet, can_spawn, spawn, spawn_blocking, yield_now};

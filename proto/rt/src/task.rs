@@ -22,6 +22,15 @@ where
     Process::current().spawn(future)
 }
 
+/// Whether [`spawn`] can start a task here: what is dropped may be dropped anywhere.
+pub fn can_spawn() -> bool {
+    #[cfg(feature = "sim")]
+    if crate::sim::is_running() {
+        return true;
+    }
+    tokio::runtime::Handle::try_current().is_ok()
+}
+
 /// Runs what blocks, on a thread that may block; in the simulator, where nothing may, as a task.
 ///
 /// # Panics

@@ -1,0 +1,52 @@
+//! The metadata calls as values: what gRPC carries, and what the simulator carries over its own network instead.
+
+use crate::pb;
+
+macro_rules! calls {
+    ($($name:ident: $request:ident -> $reply:ident;)*) => {
+        /// A request to a meta service.
+        #[derive(Clone, Debug)]
+        #[allow(missing_docs)]
+        pub enum Request { $($name(pb::$request),)* }
+
+        /// Its answer.
+        #[derive(Clone, Debug)]
+        #[allow(missing_docs)]
+        pub enum Reply { $($name(pb::$reply),)* }
+
+        impl Request {
+            /// The call's name.
+            pub fn name(&self) -> &'static str {
+                match self { $(Request::$name(_) => stringify!($name),)* }
+            }
+
+            /// Who asks, and for a mutation the request id.
+            pub fn caller(&self) -> Option<&pb::Caller> {
+                match self { $(Request::$name(request) => request.caller.as_ref(),)* }
+            }
+        }
+    };
+}
+
+calls! {
+    Stat: StatRequest -> StatReply;
+    BatchStat: BatchStatRequest -> BatchStatReply;
+    Open: OpenRequest -> OpenReply;
+    Sync: SyncRequest -> SyncReply;
+    Truncate: TruncateRequest -> TruncateReply;
+    Mkdir: MkdirRequest -> InodeReply;
+    Mknod: MknodRequest -> InodeReply;
+    Symlink: SymlinkRequest -> InodeReply;
+    Link: LinkRequest -> InodeReply;
+    Readlink: ReadlinkRequest -> ReadlinkReply;
+    Remove: RemoveRequest -> RemoveReply;
+    Rename: RenameRequest -> RenameReply;
+    SetAttr: SetAttrRequest -> InodeReply;
+    SetLayout: SetLayoutRequest -> InodeReply;
+    Readdir: ReaddirRequest -> ReaddirReply;
+    GetXattr: GetXattrRequest -> GetXattrReply;
+    ListXattr: ListXattrRequest -> ListXattrReply;
+    SetXattr: SetXattrRequest -> SetXattrReply;
+    Statfs: StatfsRequest -> StatfsReply;
+    Usage: UsageRequest -> UsageReply;
+}
