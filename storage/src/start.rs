@@ -117,9 +117,11 @@ pub async fn start(config: Config, env: Env, transport: Arc<dyn Transport>) -> R
         let disk = match opened {
             Ok(disk) => disk,
             // One broken disk of several takes only its own targets out of service.
-            Err(error @ (EngineError::DiskFailed { .. } | EngineError::BadFormat { .. }))
-                if config.disks.len() > 1 =>
-            {
+            Err(
+                error @ (EngineError::DiskFailed { .. }
+                | EngineError::ReadFailed { .. }
+                | EngineError::BadFormat { .. }),
+            ) if config.disks.len() > 1 => {
                 error!(node = config.node, disk = %path.display(), %error, "the disk cannot be used; going on without it");
                 metrics.disk(&path.display().to_string()).failed.set(1);
                 continue;

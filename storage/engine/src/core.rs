@@ -214,7 +214,7 @@ impl Core {
             Ok(()) => Ok(bufs),
             Err(error) => {
                 tracing::error!(disk = self.disk.name(), %error, "a read failed");
-                Err(EngineError::DiskFailed { disk: self.name(), reason: error.to_string() })
+                Err(EngineError::ReadFailed { disk: self.name(), reason: error.to_string() })
             }
         }
     }

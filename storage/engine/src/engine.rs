@@ -46,7 +46,8 @@ impl Future for Staging {
 
 fn state_of(target: &Target, chunk: ChunkId) -> ChunkState {
     let pending = target.active.get(&chunk).map_or_else(Vec::new, |active| {
-        active.pendings.range(active.committed..).map(|pending| pending.id).collect()
+        let pendings = active.pendings.range(active.committed..).filter(|pending| !pending.renews);
+        pendings.map(|pending| pending.id).collect()
     });
     ChunkState { committed: target.committed(chunk), pending }
 }
@@ -201,6 +202,13 @@ impl Engine {
     /// (R16). The chunk has no pendings. Durable when it resolves.
     pub fn install(&self, target: TargetId, chunk: ChunkId, version: VersionId, op: Op) -> Staging {
         self.begin(target, chunk, version, None, op, None, Manner::Install)
+    }
+
+    /// Writes the committed version's contents anew, in another place, because those on the disk are damaged (scrub): `op` is a
+    /// `Replace` or `Spooled` with all of them. Durable when it resolves; until then readers find what is there. `NoSuchVersion` if
+    /// another version is committed by now, `Busy` while the chunk is being written.
+    pub fn renew(&self, target: TargetId, chunk: ChunkId, version: VersionId, op: Op) -> Staging {
+        self.begin(target, chunk, version, None, op, None, Manner::Renew)
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -56,6 +56,14 @@ pub enum EngineError {
         /// The first failure.
         reason: String,
     },
+    /// A read failed. The disk stays in service: another replica has the bytes, and what cannot be read is written anew elsewhere.
+    #[error("disk {disk}: a read failed: {reason}; read another replica and let scrub repair this one")]
+    ReadFailed {
+        /// Where.
+        disk: String,
+        /// What the device said.
+        reason: String,
+    },
     /// No room; removes, reads and what is already there go on.
     #[error("disk {disk} is full: {needed} bytes needed, {free} free, {reserve} of them kept in reserve")]
     NoSpace {
@@ -172,9 +180,10 @@ impl EngineError {
     /// The wire status that a service answers with.
     pub fn status(&self) -> Status {
         match self {
-            EngineError::DiskFailed { .. } | EngineError::BadFormat { .. } | EngineError::Disk(_) => {
-                Status::DiskFailed
-            }
+            EngineError::DiskFailed { .. }
+            | EngineError::ReadFailed { .. }
+            | EngineError::BadFormat { .. }
+            | EngineError::Disk(_) => Status::DiskFailed,
             EngineError::NoSpace { .. } => Status::NoSpace,
             EngineError::Invalid { .. } => Status::Invalid,
             EngineError::NoSuchTarget(_) => Status::NotServing,

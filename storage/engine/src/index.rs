@@ -140,6 +140,8 @@ pub struct Pending {
     pub op: OpKind,
     /// What was before is void.
     pub rebase: bool,
+    /// It is what was before, written anew: nothing is void until it is durable.
+    pub renews: bool,
     /// The record commits it too.
     pub committed: bool,
     pub progress: Progress,
@@ -199,7 +201,7 @@ impl Target {
     pub fn committed(&self, chunk: ChunkId) -> Option<Meta> {
         let entry = self.chunks.get(&chunk)?;
         let Some(active) = self.active.get(&chunk) else { return entry.meta() };
-        if active.pendings.get(active.committed).is_some_and(|next| next.rebase) {
+        if active.pendings.get(active.committed).is_some_and(|next| next.rebase && !next.renews) {
             // What is there is void once a rebase is on its way.
             return None;
         }

@@ -248,6 +248,7 @@ mod tests {
             tag: None,
             op: crate::format::record::OpKind::Truncate,
             rebase: false,
+            renews: false,
             committed: false,
             progress: Progress::Logged(1),
             ticket: 1,

@@ -221,6 +221,7 @@ impl Replay {
             tag: stage.tag,
             op: stage.op,
             rebase: stage.rebase,
+            renews: false,
             committed: stage.committed,
             progress: Progress::Logged(rsn),
             ticket,

@@ -40,6 +40,9 @@ pub enum Manner {
     Rebase,
     /// So is it here, and the version is committed at once.
     Install,
+    /// It is the committed version itself with the same contents, written anew because those on the disk are damaged. Until it is
+    /// durable, readers get what is there.
+    Renew,
 }
 
 /// A version that has its place.
@@ -92,6 +95,17 @@ impl Stage {
             if id.version.0 != last.version.0 + 1 {
                 return Err(EngineError::Gap { chunk, last, got: id });
             }
+        } else if manner == Manner::Renew {
+            // With nothing staged or unmarked on the chunk, the base is what is committed.
+            if target.active.get(&chunk).is_some_and(|active| !active.pendings.is_empty()) {
+                return Err(EngineError::Busy { what: "the chunk is being written" });
+            }
+            let base = target.chunks.get(&chunk).and_then(Entry::meta);
+            let base = base.filter(|base| base.version == id && !base.tombstone);
+            let base = base.ok_or(EngineError::NoSuchVersion { chunk, version: id })?;
+            if !matches!(shape, Shape::Replace(length, given) if length == base.length && given == length) {
+                return Err(EngineError::Invalid { what: "renewal: not the whole contents of the version" });
+            }
         } else {
             if !matches!(shape, Shape::Replace(..) | Shape::Remove) {
                 return Err(EngineError::Invalid { what: "base: neither whole contents nor a removal" });
@@ -106,7 +120,8 @@ impl Stage {
             tag,
             op: kind(&op),
             rebase: manner != Manner::Follow,
-            committed: manner == Manner::Install,
+            renews: manner == Manner::Renew,
+            committed: matches!(manner, Manner::Install | Manner::Renew),
             progress: Progress::Queued,
             ticket,
             parts: Parts::default(),

@@ -40,7 +40,12 @@ async fn one_cut(formatted: &SimDisk, seed: u64, cut: Option<u64>, steps: u32, c
         disk.fail_at(cut, Failure::Cut);
     }
     match run.work(&engine, steps).await {
-        Ok(()) | Err(EngineError::DiskFailed { .. } | EngineError::NoSuchVersion { .. }) => {}
+        Ok(())
+        | Err(
+            EngineError::DiskFailed { .. }
+            | EngineError::ReadFailed { .. }
+            | EngineError::NoSuchVersion { .. },
+        ) => {}
         Err(error) => panic!("{error}"),
     }
     let operations = disk.operations() - before;
@@ -91,7 +96,12 @@ async fn lives(seed: u64, lives: u32) {
             disk.fail_at(rng.random_range(1..1500), Failure::Cut);
         }
         match run.work(&engine, rng.random_range(2..60)).await {
-            Ok(()) | Err(EngineError::DiskFailed { .. } | EngineError::NoSuchVersion { .. }) => {}
+            Ok(())
+            | Err(
+                EngineError::DiskFailed { .. }
+                | EngineError::ReadFailed { .. }
+                | EngineError::NoSuchVersion { .. },
+            ) => {}
             Err(error) => panic!("{error}"),
         }
         if end == 0 {

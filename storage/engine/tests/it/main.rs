@@ -5,4 +5,5 @@ mod common;
 mod crash;
 mod dir;
 mod model;
+mod renew;
 mod workload;

@@ -111,7 +111,9 @@ pub async fn contents(engine: &Engine, chunk: ChunkId, chain: &Chain) -> Result<
         for at in ways {
             let read = read_all(engine, chunk, at).await;
             match (&version.contents, read) {
-                (_, Err(error @ EngineError::DiskFailed { .. })) => return Err(error),
+                (_, Err(error @ (EngineError::DiskFailed { .. } | EngineError::ReadFailed { .. }))) => {
+                    return Err(error);
+                }
                 (None, Err(EngineError::NotFound(_))) => {}
                 (Some(expected), Ok(found)) => {
                     if let Some(place) = expected.iter().zip(&found).position(|(a, b)| a != b) {
