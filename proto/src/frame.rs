@@ -21,6 +21,8 @@ pub mod method {
     pub const LAST_CHUNK: u16 = 3;
     /// [`super::ChunksRequest`]; answer: up to `limit` [`super::ChunkEntry`]s in order.
     pub const LIST_CHUNKS: u16 = 4;
+    /// [`super::ScrubRequest`]; answer: [`super::ScrubHead`], then [`super::ScrubDisk`]s and [`super::ScrubDamage`]s.
+    pub const SCRUB: u16 = 5;
     /// Methods from here on are between replicas.
     pub const PEER: u16 = 64;
 }
@@ -178,7 +180,106 @@ pub struct ChunkEntry {
     pub pending: U32,
 }
 
+/// What an operator wants of a node's scrubbers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum ScrubOrder {
+    /// Only to know how they stand.
+    Status = 0,
+    /// Begin a pass now; a pass of the same scope under way goes on at the new rate.
+    Start = 1,
+    /// End the pass under way.
+    Stop = 2,
+}
+
+impl ScrubOrder {
+    /// From the wire.
+    pub fn from_code(code: u8) -> Option<ScrubOrder> {
+        [ScrubOrder::Status, ScrubOrder::Start, ScrubOrder::Stop]
+            .into_iter()
+            .find(|&order| order as u8 == code)
+    }
+}
+
+/// An order to all scrubbers of a node, one a disk. The answer says how they stand afterwards.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ScrubRequest {
+    /// Start: only this target; 0: all.
+    pub target: U64,
+    /// Start: bytes a second on each disk for this pass; 0: as configured.
+    pub rate: U64,
+    /// A [`ScrubOrder`].
+    pub order: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
+}
+
+/// How many of what follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ScrubHead {
+    /// [`ScrubDisk`]s.
+    pub disks: U32,
+    /// [`ScrubDamage`]s, at most [`MAX_ITEMS`].
+    pub damages: U32,
+}
+
+/// One disk's scrubber. Counts without "of the pass" are since the service started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ScrubDisk {
+    /// The disk's id.
+    pub disk: [u8; 16],
+    /// Bytes a second at most; 0: no limit.
+    pub rate: U64,
+    /// Bytes of the pass under way or of the last one, as counted at its beginning;
+    pub total: U64,
+    /// of those, verified.
+    pub verified: U64,
+    /// Damaged chunks that were found, by scrubbing or by reading;
+    pub found: U64,
+    /// of those, repaired;
+    pub repaired: U64,
+    /// of those, wait for their repair now;
+    pub waiting: U64,
+    /// of those, cannot be repaired now.
+    pub unrepaired: U64,
+    /// Passes that reached their end.
+    pub passes: U64,
+    /// When the pass under way, or the last one, began: nanoseconds since 1970; 0: never.
+    pub started: U64,
+    /// When a pass last reached its end; 0: never.
+    pub finished: U64,
+    /// 0 idle, 1 running, 2 the disk failed.
+    pub state: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
+}
+
+/// A damaged chunk that is not repaired yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ScrubDamage {
+    /// The target.
+    pub target: U64,
+    /// The chunk's inode.
+    pub inode: U64,
+    /// The chunk's index.
+    pub index: U32,
+    /// The first bad 4 KiB block that was met; all ones: a read failed, and the disk did not say where.
+    pub block: U32,
+    /// 0: it waits for its repair; 1: no other replica can help now.
+    pub hopeless: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
+}
+
 const _: () = {
+    assert!(size_of::<ScrubRequest>() == 24);
+    assert!(size_of::<ScrubHead>() == 8);
+    assert!(size_of::<ScrubDisk>() == 104);
+    assert!(size_of::<ScrubDamage>() == 32);
     assert!(size_of::<WriteRequest>() == 64);
     assert!(size_of::<WriteReply>() == 24);
     assert!(size_of::<ReadItem>() == 32);

@@ -56,6 +56,12 @@ pub struct Config {
     /// Bytes a second that resync may send from this node; 0: no limit.
     #[serde(default = "default_resync_rate", deserialize_with = "bytes")]
     pub resync_rate: u64,
+    /// Bytes a second that scrubbing reads from each disk at most; 0: no limit but the disk's other work.
+    #[serde(default = "default_scrub_rate", deserialize_with = "bytes")]
+    pub scrub_rate: u64,
+    /// Between the end of one scrub of a disk and the beginning of the next; 0s: only by order.
+    #[serde(default = "default_scrub_interval", deserialize_with = "duration")]
+    pub scrub_interval: Duration,
     /// Read by the CLI.
     #[serde(default)]
     pub log: Option<toml::Value>,
@@ -141,6 +147,13 @@ fn default_resync_rate() -> u64 {
     0
 }
 
+fn default_scrub_rate() -> u64 {
+    50 << 20
+}
+fn default_scrub_interval() -> Duration {
+    Duration::from_secs(7 * 24 * 3600)
+}
+
 fn has_port(address: &str) -> bool {
     let address = address.strip_prefix("tcp://").unwrap_or(address);
     address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
@@ -181,6 +194,8 @@ fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
         "ms" => Some(Duration::from_millis(number)),
         "s" => Some(Duration::from_secs(number)),
         "min" | "m" => Some(Duration::from_secs(number.checked_mul(60)?)),
+        "h" => Some(Duration::from_secs(number.checked_mul(3600)?)),
+        "d" | "days" => Some(Duration::from_secs(number.checked_mul(24 * 3600)?)),
         _ => None,
     });
     parsed.ok_or_else(|| D::Error::custom(format!("{text:?} is no time; write \"10s\" or \"500ms\"")))
@@ -203,6 +218,7 @@ mod tests {
         assert_eq!(config.lease, Duration::from_secs(10));
         assert_eq!(config.pool, 512 << 20);
         assert_eq!(config.io, IoBackend::Auto);
+        assert_eq!((config.scrub_rate, config.scrub_interval), (50 << 20, Duration::from_secs(604_800)));
     }
 
     #[test]
@@ -238,6 +254,8 @@ mod tests {
         };
         assert_eq!(read("\"3 GiB\"", "\"250ms\""), Ok((3 << 30, Duration::from_millis(250))));
         assert_eq!(read("77", "\"2 min\""), Ok((77, Duration::from_secs(120))));
+        assert_eq!(read("0", "\"12h\""), Ok((0, Duration::from_secs(43_200))));
+        assert_eq!(read("0", "\"7d\""), Ok((0, Duration::from_secs(604_800))));
         assert!(read("\"3 parsecs\"", "\"1s\"").is_err());
         assert!(read("\"99999999999 TiB\"", "\"1s\"").is_err());
         assert!(read("1", "\"soon\"").is_err());

@@ -18,6 +18,7 @@ use crate::metrics::DiskMetrics;
 use crate::node::Node;
 use crate::payload::Payload;
 use crate::request::MAX_IO;
+use crate::scrub::Scrub;
 use crate::target::Target;
 
 pub(crate) use catena_engine::At;
@@ -72,6 +73,7 @@ pub(crate) struct Disk {
     /// Admission has met the reserve lately.
     short: AtomicBool,
     pub metrics: DiskMetrics,
+    pub scrub: Scrub,
 }
 
 /// One chunk of a listing.
@@ -155,7 +157,7 @@ pub(crate) struct TagRow {
 }
 
 impl Disk {
-    pub fn new(engine: Engine, reserve: u64, fresh: bool, metrics: DiskMetrics) -> Disk {
+    pub fn new(engine: Engine, reserve: u64, fresh: bool, metrics: DiskMetrics, scrub: Scrub) -> Disk {
         let path = engine.name().to_owned();
         Disk {
             engine,
@@ -165,6 +167,7 @@ impl Disk {
             failed: AtomicBool::new(false),
             short: AtomicBool::new(false),
             metrics,
+            scrub,
         }
     }
 
@@ -358,6 +361,12 @@ impl Disk {
             EngineError::Corrupt { block, .. } => {
                 self.metrics.corrupt.inc();
                 error!(node = %node.id, disk = %self.path, chain = %target.chain, target = %target.id, %chunk, block, "stored data is corrupt on this replica");
+                node.repairs.report(node, self, target.id, chunk, error);
+            }
+            EngineError::ReadFailed { reason, .. } => {
+                self.metrics.read_errors.inc();
+                error!(node = %node.id, disk = %self.path, chain = %target.chain, target = %target.id, %chunk, reason, "stored data cannot be read from the disk");
+                node.repairs.report(node, self, target.id, chunk, error);
             }
             EngineError::DiskFailed { .. } => node.disk_failed(&target.disk),
             EngineError::NotFound(_) => {}

@@ -274,6 +274,10 @@ impl Target {
             Ok(_) => state.replica.staged(chunk, id, &mut state.out),
             Err(error) => {
                 error!(target = %self.id, disk = %self.disk.path(), %chunk, version = ?id, %error, "a write could not be staged");
+                if let EngineError::Corrupt { .. } | EngineError::ReadFailed { .. } = &error {
+                    // What is there stands in the way: the resync that follows is told that the chunk cannot be kept.
+                    node.repairs.report(node, &self.disk, self.id, chunk, &error);
+                }
                 state.replica.stage_failed(&mut state.out);
                 if self.disk.has_failed() {
                     node.disk_failed(&self.disk);

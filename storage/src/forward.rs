@@ -106,6 +106,14 @@ fn payload(
             WriteKind::Remove => Op::Remove,
         }
     };
+    // It can wait for the repair. If nobody can help it is staged all the same: it takes this target offline, the chain goes on without
+    // it, and the resync that follows heals it.
+    if let Some(damage) = node.repairs.damage(target.id, head.chunk())
+        && damage.hopeless.is_none()
+        && damage.stands_in_the_way(&op, target.disk.committed_length(target.id, head.chunk()))
+    {
+        return Err(Status::Busy);
+    }
     let reservation = target.disk.admit_forward(target.id, head.chunk(), &op)?;
     Ok(Payload::new(op, chunk_size, reservation))
 }

@@ -21,9 +21,10 @@ pub enum OpKind {
     Forward,
     Control,
     Resync,
+    Admin,
 }
 
-const KINDS: [&str; 6] = ["write", "read", "chunks", "forward", "control", "resync"];
+const KINDS: [&str; 7] = ["write", "read", "chunks", "forward", "control", "resync", "admin"];
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct OpLabel {
@@ -69,6 +70,22 @@ pub struct DiskMetrics {
     pub read: Gauge,
     /// Blocks whose contents did not match their checksum.
     pub corrupt: Counter,
+    /// Reads of chunks that the device failed.
+    pub read_errors: Counter,
+    /// Bytes that scrubbing has verified.
+    pub scrub_verified: Counter,
+    /// Passes that reached their end.
+    pub scrub_passes: Counter,
+    /// Damaged chunks found, by scrubbing or by reading;
+    pub scrub_found: Counter,
+    /// of those, repaired;
+    pub scrub_repaired: Counter,
+    /// of those, cannot be repaired now.
+    pub scrub_unrepaired: Gauge,
+    /// 1: a pass is under way.
+    pub scrub_running: Gauge,
+    /// When a pass last reached its end, seconds since 1970.
+    pub scrub_finished: Gauge,
 }
 
 /// One resync session on the sending side.
@@ -83,14 +100,14 @@ pub struct ResyncMetrics {
 
 /// All counters of one service.
 pub struct Metrics {
-    ops: [Op; 6],
+    ops: [Op; 7],
     op_done: Family<OpLabel, Counter>,
     op_bytes: Family<OpLabel, Counter>,
     op_latency: Family<OpLabel, Histogram>,
     op_in_flight: Family<OpLabel, Gauge>,
     failures: Family<FailureLabel, Counter>,
-    disk: [Family<DiskLabel, Gauge<i64, AtomicI64>>; 7],
-    corrupt: Family<DiskLabel, Counter<u64, AtomicU64>>,
+    disk: [Family<DiskLabel, Gauge<i64, AtomicI64>>; 10],
+    disk_counters: [Family<DiskLabel, Counter<u64, AtomicU64>>; 6],
     resync: [Family<TargetLabel, Gauge>; 3],
     /// Stages on their way to the disk, all targets.
     pub pending: Gauge,
@@ -131,7 +148,7 @@ impl Default for Metrics {
             op_in_flight,
             failures: Family::default(),
             disk: Default::default(),
-            corrupt: Family::default(),
+            disk_counters: Default::default(),
             resync: Default::default(),
             pending: Gauge::default(),
             dirty_reads: Counter::default(),
@@ -185,10 +202,28 @@ impl Metrics {
     /// The gauges of a disk.
     pub fn disk(&self, path: &str) -> DiskMetrics {
         let label = DiskLabel { disk: path.to_owned() };
-        let [capacity, used, chunks, log, failed, written, read] =
+        let [capacity, used, chunks, log, failed, written, read, unrepaired, running, finished] =
             self.disk.each_ref().map(|family| family.get_or_create(&label).clone());
-        let corrupt = self.corrupt.get_or_create(&label).clone();
-        DiskMetrics { capacity, used, chunks, log, failed, written, read, corrupt }
+        let [corrupt, read_errors, scrub_verified, scrub_passes, scrub_found, scrub_repaired] =
+            self.disk_counters.each_ref().map(|family| family.get_or_create(&label).clone());
+        DiskMetrics {
+            capacity,
+            used,
+            chunks,
+            log,
+            failed,
+            written,
+            read,
+            corrupt,
+            read_errors,
+            scrub_verified,
+            scrub_passes,
+            scrub_found,
+            scrub_repaired,
+            scrub_unrepaired: unrepaired,
+            scrub_running: running,
+            scrub_finished: finished,
+        }
     }
 
     /// The gauges of a resync session of `target`.
@@ -214,11 +249,24 @@ impl Metrics {
             ("disk_failed", "1: out of service"),
             ("disk_written_bytes", "Written to the device"),
             ("disk_read_bytes", "Read from the device"),
+            ("scrub_unrepaired_chunks", "Damaged chunks that no other replica can help with now"),
+            ("scrub_running", "1: a scrub pass is under way"),
+            ("scrub_finished_seconds", "When a scrub pass last reached its end, since 1970"),
         ];
         for ((name, help), family) in disk.into_iter().zip(&self.disk) {
             registry.register(name, help, family.clone());
         }
-        registry.register("corrupt_blocks", "Blocks that failed their checksum", self.corrupt.clone());
+        let counters = [
+            ("corrupt_blocks", "Blocks that failed their checksum when they were read"),
+            ("read_errors", "Reads of chunks that the device failed"),
+            ("scrub_verified_bytes", "Bytes that scrubbing found to be as they were written"),
+            ("scrub_passes", "Scrub passes that reached their end"),
+            ("scrub_found_chunks", "Damaged chunks found, by scrubbing or by reading"),
+            ("scrub_repaired_chunks", "Damaged chunks repaired from another replica"),
+        ];
+        for ((name, help), family) in counters.into_iter().zip(&self.disk_counters) {
+            registry.register(name, help, family.clone());
+        }
         let resync = [
             ("resync_chunks", "Chunks that the walk has passed"),
             ("resync_sent_chunks", "Chunks sent"),

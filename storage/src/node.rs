@@ -23,6 +23,7 @@ use crate::disk::Disk;
 use crate::life::Membership;
 use crate::metrics::Metrics;
 use crate::peers::{Peers, Verdicts};
+use crate::repair::Repairs;
 use crate::resync::Throttle;
 use crate::service::ADOPTION_WAIT;
 use crate::ship::Shipping;
@@ -51,6 +52,7 @@ pub(crate) struct Node {
     pub peers: Arc<Peers>,
     pub shipping: Shipping,
     pub throttle: Throttle,
+    pub repairs: Repairs,
     routing: RoutingWatch,
     /// Kept by the heartbeats, which begin after the address is known; no target exists before it is set.
     lease: OnceLock<Lease>,
@@ -81,6 +83,7 @@ impl Node {
             peers,
             shipping,
             throttle,
+            repairs: Repairs::default(),
             routing,
             lease: OnceLock::new(),
             disks,
@@ -190,6 +193,9 @@ impl Node {
             let _ = timeout(Duration::from_secs(1), disk.engine().maintenance_due()).await;
             let maintained = disk.engine().maintain().await;
             disk.sample();
+            if let Err(error) = &maintained {
+                error!(node = %self.id, disk = disk.path(), %error, "the disk's upkeep failed");
+            }
             if maintained.is_err() || disk.has_failed() {
                 return self.disk_failed(&disk);
             }

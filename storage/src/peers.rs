@@ -15,6 +15,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use catena_buf::BufPool;
 use catena_mgmtd_client::RoutingWatch;
 use catena_net::{Call, Connection, NetError, Reply, Transport};
 use catena_proto::frame;
@@ -183,6 +184,11 @@ impl Peers {
                 }
             }
         }
+    }
+
+    /// Memory for what peers answer.
+    pub fn pool(&self) -> &BufPool {
+        self.transport.pool()
     }
 
     /// Ends every call under way, and all that come.

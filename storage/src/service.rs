@@ -16,7 +16,7 @@ use zerocopy::IntoBytes;
 use crate::metrics::OpKind;
 use crate::node::Node;
 use crate::wire::{self, Control, Controlled, Verdict};
-use crate::{chunks, forward, read, session, write};
+use crate::{chunks, forward, read, scrub_orders, session, write};
 
 /// The data plane's front door. Connections keep it; the node lives only as long as its service runs.
 pub(crate) struct FrontDoor(pub Weak<Node>);
@@ -51,6 +51,7 @@ impl Service for FrontDoor {
                 method::WRITE => OpKind::Write,
                 method::READ => OpKind::Read,
                 method::LAST_CHUNK | method::LIST_CHUNKS => OpKind::Chunks,
+                method::SCRUB => OpKind::Admin,
                 wire::CONTROL => OpKind::Control,
                 wire::FORWARD_HOP1..=wire::FORWARD_HOP3 => OpKind::Forward,
                 wire::DUMP..=wire::SPOOL => OpKind::Resync,
@@ -82,6 +83,7 @@ async fn answer(
         OpKind::Write => write::write(node, request).await,
         OpKind::Read => read::batch(node, request.body, &room, request.deadline).await,
         OpKind::Chunks => (chunks::answer(node, request.method, request.body).await, 0),
+        OpKind::Admin => (scrub_orders::answer(node, &request.body), 0),
         // Messages between replicas are believed: only nodes may send them.
         _ if !from_node => (only(Status::NotPermitted), 0),
         OpKind::Control => (control(node, &request.body), 0),

@@ -106,7 +106,7 @@ async fn answer(node: &Arc<Node>, method: u16, body: &[u8], data: Vec<IoBuf>) ->
     match method {
         wire::DUMP => {
             let range = frame::take_one::<DumpRange>(&mut body).map_err(malformed)?;
-            dump(&frame, range).await
+            dump(node, &frame, range).await
         }
         wire::DECIDE => {
             let items = frame::take_all::<Decided>(body).map_err(malformed)?;
@@ -160,7 +160,7 @@ async fn answer(node: &Arc<Node>, method: u16, body: &[u8], data: Vec<IoBuf>) ->
 }
 
 /// What the target has, in order, from one chunk on.
-async fn dump(frame: &Frame, range: &DumpRange) -> Result<Bytes, Status> {
+async fn dump(node: &Node, frame: &Frame, range: &DumpRange) -> Result<Bytes, Status> {
     let target = &frame.target;
     let may = target.state().replica.may_dump(frame.chain_version, frame.joined_at);
     may.map_err(wire::refusal_status)?;
@@ -174,6 +174,9 @@ async fn dump(frame: &Frame, range: &DumpRange) -> Result<Bytes, Status> {
         let complete = target.state().replica.is_synced(chunk.chunk);
         let (checksum, unreadable) = if complete || chunk.tombstone {
             (0, false)
+        } else if node.repairs.damage(target.id, chunk.chunk).is_some() {
+            // The stored checksum is that of the contents as they should be.
+            (0, true)
         } else {
             match target.disk.checksum(target.id, chunk.chunk).await {
                 Ok(checksum) => (checksum, false),

@@ -26,9 +26,10 @@ use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::peers::Peers;
 use crate::resync::Throttle;
+use crate::scrub::Scrub;
 use crate::service::FrontDoor;
 use crate::ship::Shipping;
-use crate::sweep;
+use crate::{repair, scrubber, sweep};
 
 /// How long a clean stop waits for requests that are under way.
 const GRACE: Duration = Duration::from_secs(3);
@@ -152,6 +153,8 @@ pub async fn start(config: Config, env: Env, transport: Arc<dyn Transport>) -> R
     let node = &running.node;
     for disk in node.disks() {
         running.tasks.push(catena_rt::spawn(node.clone().maintain(disk.clone())).abort_handle());
+        let scrubbing = scrubber::scrub(node.clone(), disk.clone(), StdRng::seed_from_u64(rng.random()));
+        running.tasks.push(catena_rt::spawn(scrubbing).abort_handle());
     }
     let from = match by {
         By::Hand(lease) => {
@@ -176,6 +179,7 @@ pub async fn start(config: Config, env: Env, transport: Arc<dyn Transport>) -> R
     running.tasks.push(catena_rt::spawn(running.node.clone().follow(from)).abort_handle());
     running.tasks.push(catena_rt::spawn(running.node.clone().tick()).abort_handle());
     running.tasks.push(catena_rt::spawn(running.node.clone().count_usage()).abort_handle());
+    running.tasks.push(catena_rt::spawn(repair::repair_all(running.node.clone())).abort_handle());
     Ok(running)
 }
 
@@ -219,7 +223,8 @@ async fn open_disk(
         capacity = stats.capacity, took = ?begun.elapsed(), "disk opened"
     );
     let gauges = metrics.disk(engine.name());
-    let disk = Disk::new(engine, options.reserve, fresh, gauges);
+    let scrub = Scrub::new(config.scrub_rate, config.scrub_interval);
+    let disk = Disk::new(engine, options.reserve, fresh, gauges, scrub);
     disk.sample();
     Ok(disk)
 }

@@ -106,6 +106,14 @@ fn admit(
         WriteKind::Extend => Op::Extend { length: write.offset },
         WriteKind::Remove => Op::Remove,
     };
+    // A version that needs a damaged block cannot be staged, and would take the target offline (R8): not forwarded while a repair is
+    // on its way, refused if nobody can help.
+    if let Some(damage) = node.repairs.damage(target.id, write.chunk)
+        && damage.stands_in_the_way(&op, target.disk.committed_length(target.id, write.chunk))
+        && !target.knows(write.tag)
+    {
+        return Err(if damage.hopeless.is_some() { Status::Corrupt } else { Status::Busy });
+    }
     // Space is refused only to what needs some: removes and the like go on, and free it.
     let needs_space = matches!(write.kind, WriteKind::Write);
     if needs_space && target.successor_short() && !target.knows(write.tag) {

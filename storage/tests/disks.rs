@@ -63,23 +63,6 @@ async fn a_full_replica_behind_the_head_lets_the_head_refuse_and_stays_in_the_ch
     world.identical(&[1, 2, 3]).await;
 }
 
-/// Flips a byte of the contents wherever they lie in a node's files.
-fn damage(world: &World, id: u32, contents: &[u8]) {
-    use std::os::unix::fs::FileExt;
-    let path = world.path(id).join("store");
-    let store = std::fs::read(&path).unwrap();
-    let (needle, mut hits) = (&contents[..64], 0);
-    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    for at in (0..store.len() - 64).step_by(512) {
-        if &store[at..at + 64] == needle {
-            file.write_all_at(&[!store[at + 10]], at as u64 + 10).unwrap();
-            hits += 1;
-        }
-    }
-    file.sync_all().unwrap();
-    assert!(hits > 0, "the contents were not found on the disk");
-}
-
 #[tokio::test]
 async fn a_damaged_block_is_an_items_error_and_counted_and_the_other_replica_has_it() {
     let world = World::new(2).await;
@@ -88,7 +71,7 @@ async fn a_damaged_block_is_an_items_error_and_counted_and_the_other_replica_has
     client.write(1, chunk(0), 0, &data, 1).await.unwrap();
     client.write(1, chunk(1), 0, &bytes(10, 5000), 1).await.unwrap();
     world.identical(&[1, 2]).await;
-    damage(&world, 2, &data[8192..]);
+    world.damage(2, &data[8192..]);
     let items =
         [client.item(chunk(0), 0, 100_000), client.item(chunk(1), 0, 5000), client.item(chunk(0), 0, 100)];
     let out = client.read_items(2, &items).await.unwrap();
@@ -113,7 +96,7 @@ async fn a_resync_heals_a_damaged_chunk() {
     world.identical(&[1, 2]).await;
     world.stop(2).await;
     world.take_out(2).await;
-    damage(&world, 2, &data[8192..]);
+    world.damage(2, &data[8192..]);
     let client = world.client().await;
     client.write(1, chunk(0), 50_000, b"changed", 2).await.unwrap();
     world.start(2).await;

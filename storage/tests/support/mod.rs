@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use catena_buf::{Buf, BufPool, PoolClass, PoolConfig};
-use catena_engine::disk::{Batch, Completion, Disk, Done, File, completion};
+use catena_engine::disk::{Batch, Completion, Disk, Done, File, Io, completion};
 use catena_mgmtd_client::{Lease, RoutingSetter, RoutingWatch};
 use catena_net::mem::MemNetwork;
 use catena_net::{Call, Connection, Identity, PeerId, Segment, Transport};
 use catena_proto::checksum;
 use catena_proto::clock::{Clock, Monotonic, Timestamp};
 use catena_proto::frame::{
-    self, ChunkEntry, ChunksRequest, ReadItem, ReadResult, WriteKind, WriteReply, WriteRequest, method,
+    self, ChunkEntry, ChunksRequest, ReadItem, ReadResult, ScrubDamage, ScrubDisk, ScrubHead, ScrubOrder,
+    ScrubRequest, WriteKind, WriteReply, WriteRequest, method,
 };
 use catena_proto::ids::*;
 use catena_proto::pb;
@@ -25,6 +26,7 @@ use catena_proto::status::Status;
 use catena_proto::token::Token;
 use catena_rt::time::{Instant, sleep, timeout};
 use catena_storage::{Config, Directories, DiskSource, Env, IoBackend, Membership, Running, start};
+use parking_lot::Mutex;
 use zerocopy::{FromBytes, IntoBytes};
 
 pub const CHAIN: ChainId = ChainId(1);
@@ -36,11 +38,16 @@ const TOKEN: Token = Token([7; 32]);
 #[derive(Default)]
 pub struct Breakable {
     broken: Arc<AtomicBool>,
+    bad_sectors: BadSectors,
 }
+
+/// Places of the data file whose reads fail.
+pub type BadSectors = Arc<Mutex<Vec<std::ops::Range<u64>>>>;
 
 struct BreakableDisk {
     disk: Arc<dyn Disk>,
     broken: Arc<AtomicBool>,
+    bad_sectors: BadSectors,
 }
 
 impl DiskSource for Breakable {
@@ -51,7 +58,8 @@ impl DiskSource for Breakable {
         pool: &BufPool,
     ) -> Result<Arc<dyn Disk>, catena_engine::DiskError> {
         let disk = Directories.open(path, io, pool)?;
-        Ok(Arc::new(BreakableDisk { disk, broken: self.broken.clone() }))
+        let (broken, bad_sectors) = (self.broken.clone(), self.bad_sectors.clone());
+        Ok(Arc::new(BreakableDisk { disk, broken, bad_sectors }))
     }
 }
 
@@ -60,7 +68,13 @@ impl Disk for BreakableDisk {
         self.disk.name()
     }
     fn submit(&self, batch: Batch) -> Completion {
-        if self.broken.load(Ordering::SeqCst) {
+        let bad_sectors = self.bad_sectors.lock();
+        let unreadable = batch.ios.iter().any(|io| {
+            matches!(io, Io::Read { file: File::Store, offset, len, .. }
+                if bad_sectors.iter().any(|bad| *offset < bad.end && bad.start < offset + *len as u64))
+        });
+        drop(bad_sectors);
+        if unreadable || self.broken.load(Ordering::SeqCst) {
             let (completer, completion) = completion();
             let result = Err(std::io::Error::other("the test broke it"));
             completer.complete(Done { bufs: batch.bufs, result });
@@ -95,6 +109,8 @@ pub struct Node {
     pub running: Option<Running>,
     /// Its disk fails.
     pub broken: Arc<AtomicBool>,
+    /// Parts of its disk cannot be read.
+    pub bad_sectors: BadSectors,
     pub lease: Lease,
     setter: RoutingSetter,
     watch: RoutingWatch,
@@ -174,6 +190,7 @@ impl World {
             let node = Node {
                 running: None,
                 broken,
+                bad_sectors: Default::default(),
                 lease: Lease::new(),
                 setter,
                 watch,
@@ -250,12 +267,14 @@ impl World {
         node.lease = Lease::new();
         (node.setter, node.watch) = RoutingWatch::manual(known);
         node.broken = Arc::default();
+        node.bad_sectors = Default::default();
         let mut started = Err("never tried".to_owned());
         // The last one's engine may still be finishing what it had begun.
         for _ in 0..1000 {
             let mut env = Env::new(self.clock.clone(), incarnation.0, incarnation);
             env.membership = Membership::Manual { routing: node.watch.clone(), lease: node.lease.clone() };
-            env.disks = Arc::new(Breakable { broken: node.broken.clone() });
+            let (broken, bad_sectors) = (node.broken.clone(), node.bad_sectors.clone());
+            env.disks = Arc::new(Breakable { broken, bad_sectors });
             started = start(config.clone(), env, transport.clone()).await.map_err(|error| error.to_string());
             if !started.as_ref().is_err_and(|error| error.contains("in use")) {
                 break;
@@ -413,6 +432,26 @@ impl World {
     /// Messages between two nodes are lost, one way.
     pub fn cut(&self, from: u32, to: u32) {
         self.net.cut(PeerId::Node(NodeId(from)), PeerId::Node(NodeId(to)));
+    }
+
+    /// Where contents lie in a node's data file.
+    pub fn places(&self, id: u32, contents: &[u8]) -> Vec<u64> {
+        let store = std::fs::read(self.path(id).join("store")).unwrap();
+        let needle = &contents[..64];
+        let places = (0..store.len() - 64).step_by(512).filter(|&at| &store[at..at + 64] == needle);
+        let places: Vec<u64> = places.map(|at| at as u64).collect();
+        assert!(!places.is_empty(), "the contents were not found on the disk");
+        places
+    }
+
+    /// Flips a byte of the contents wherever they lie in a node's files.
+    pub fn damage(&self, id: u32, contents: &[u8]) {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::OpenOptions::new().write(true).open(self.path(id).join("store")).unwrap();
+        for at in self.places(id, contents) {
+            file.write_all_at(&[!contents[10]], at + 10).unwrap();
+        }
+        file.sync_all().unwrap();
     }
 
     pub async fn bring_back(&mut self, id: u32) {
@@ -619,6 +658,31 @@ impl Client {
 
     pub async fn read(&self, node: u32, chunk: ChunkId, offset: u32, length: u32) -> Result<ReadOut, Status> {
         self.read_items(node, &[self.item(chunk, offset, length)]).await?.pop().unwrap()
+    }
+
+    /// Gives a node's scrubbers an order; returns how they stand.
+    pub async fn scrub(
+        &self,
+        node: u32,
+        order: ScrubOrder,
+        target: u64,
+        rate: u64,
+    ) -> Result<(ScrubDisk, Vec<ScrubDamage>), Status> {
+        let request =
+            ScrubRequest { target: target.into(), rate: rate.into(), order: order as u8, reserved: [0; 7] };
+        let connection = self.connect(node).await?;
+        let body = bytes::Bytes::copy_from_slice(request.as_bytes());
+        let call = Call::new(method::SCRUB, body, self.deadline);
+        let reply = connection.call(call).await.map_err(|error| error.status())?;
+        if reply.status != Status::Ok {
+            return Err(reply.status);
+        }
+        let mut body = &reply.body[..];
+        let head = *frame::take_one::<ScrubHead>(&mut body).unwrap();
+        let disks = frame::take::<ScrubDisk>(&mut body, head.disks.get() as usize).unwrap();
+        let damages = frame::take::<ScrubDamage>(&mut body, head.damages.get() as usize).unwrap();
+        assert!(body.is_empty() && disks.len() == 1);
+        Ok((disks[0], damages.to_vec()))
     }
 
     fn range(&self, from: u64, limit: u32, checksums: bool) -> ChunksRequest {
