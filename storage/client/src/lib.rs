@@ -37,6 +37,7 @@ mod nodes;
 mod options;
 mod pause;
 mod read;
+mod scrub;
 mod write;
 
 pub use chunks::Replica;
@@ -45,4 +46,5 @@ pub use error::StorageError;
 pub use metrics::{Histogram, LatencySnapshot, Metrics, MetricsSnapshot};
 pub use options::Options;
 pub use read::{ReadOp, ReadOut};
+pub use scrub::{NodeError, Scrub, ScrubReport};
 pub use write::{WriteOp, Written};

@@ -39,6 +39,15 @@ pub enum AdminCommand {
         after_help = "Examples:\n  catena admin routing\n  catena admin routing --json | tail -1 | jq .version"
     )]
     Routing,
+    /// Background verification of stored data: how it stands, now, or an end of it.
+    #[command(
+        after_help = "Examples:\n  catena admin scrub status\n  catena admin scrub start --node 11 --rate 200MiB\n  catena admin scrub stop"
+    )]
+    Scrub {
+        /// What.
+        #[command(subcommand)]
+        command: ScrubCommand,
+    },
     /// Clients that have a session.
     #[command(after_help = "Examples:\n  catena admin clients")]
     Clients,
@@ -67,6 +76,45 @@ pub enum TablesCommand {
     },
 }
 
+/// `catena admin scrub`.
+#[derive(Subcommand, Debug)]
+pub enum ScrubCommand {
+    /// Read everything now and compare it with its checksums; what is damaged comes back from another replica.
+    #[command(after_help = "Examples:
+  catena admin scrub start
+  catena admin scrub start --node 11 --rate 200MiB
+  catena admin scrub start --target 7
+
+A pass of the same scope that is under way goes on, at the new rate. Damaged chunks that wait for their repair are tried at once.")]
+    Start {
+        /// Only the disks of this node.
+        #[arg(long)]
+        node: Option<u32>,
+        /// Only this target.
+        #[arg(long)]
+        target: Option<u64>,
+        /// Bytes a second from each disk [default: `scrub_rate` of the node's configuration].
+        #[arg(long, value_name = "SIZE", value_parser = crate::units::parse_size)]
+        rate: Option<u64>,
+    },
+    /// How every disk's scrub stands, and what is damaged and not repaired.
+    #[command(
+        after_help = "Examples:\n  catena admin scrub status\n  catena admin scrub status --json | tail -1 | jq '.damaged'"
+    )]
+    Status {
+        /// Only the disks of this node.
+        #[arg(long)]
+        node: Option<u32>,
+    },
+    /// End the passes that are under way; the next one begins by the configured interval.
+    #[command(after_help = "Examples:\n  catena admin scrub stop --node 11")]
+    Stop {
+        /// Only the disks of this node.
+        #[arg(long)]
+        node: Option<u32>,
+    },
+}
+
 impl AdminCommand {
     /// Its name on the command line.
     pub fn name(&self) -> &'static str {
@@ -77,6 +125,9 @@ impl AdminCommand {
             AdminCommand::Tables { command: None } => "tables",
             AdminCommand::Tables { command: Some(_) } => "tables create",
             AdminCommand::Routing => "routing",
+            AdminCommand::Scrub { command: ScrubCommand::Start { .. } } => "scrub start",
+            AdminCommand::Scrub { command: ScrubCommand::Status { .. } } => "scrub status",
+            AdminCommand::Scrub { command: ScrubCommand::Stop { .. } } => "scrub stop",
             AdminCommand::Clients => "clients",
         }
     }

@@ -1,5 +1,7 @@
 //! `catena admin`: what mgmtd knows, as tables or as JSON.
 
+mod scrub;
+
 use catena_proto::ids::{ChainId, TargetId};
 use catena_proto::pb::{CreateTableRequest, NodeKind, NodeState, PublicState};
 use catena_proto::routing::{RoutingInfo, Target};
@@ -17,6 +19,9 @@ use crate::units;
 pub async fn run(command: AdminCommand, cluster: &ClusterArgs, out: Output) -> Result<()> {
     if let AdminCommand::Clients = command {
         return clients(cluster, out).await;
+    }
+    if let AdminCommand::Scrub { command } = command {
+        return scrub::run(command, cluster, out).await;
     }
     if let AdminCommand::Tables {
         command: Some(TablesCommand::Create { replicas, min_nodes, targets_per_disk, table }),
@@ -52,7 +57,7 @@ pub async fn run(command: AdminCommand, cluster: &ClusterArgs, out: Output) -> R
         AdminCommand::Chains { degraded } => chains(&routing, out, degraded),
         AdminCommand::Tables { .. } => tables(&routing, out),
         AdminCommand::Routing => summary(&routing, out),
-        AdminCommand::Clients => unreachable!("answered above"),
+        AdminCommand::Clients | AdminCommand::Scrub { .. } => unreachable!("answered above"),
     }
     Ok(())
 }
