@@ -115,6 +115,15 @@ pub enum Event {
         /// How it stands.
         state: String,
     },
+    /// An operator named a target to serve from (R29).
+    Recovered {
+        /// Which.
+        chain: ChainId,
+        /// From which target.
+        target: TargetId,
+        /// Those that had everything, and are given up.
+        dropped: String,
+    },
     /// A table was made.
     Table {
         /// Which.
@@ -153,6 +162,9 @@ impl Event {
             Event::Chain { chain, before, after } => info!(%chain, before, after, "chain changed"),
             Event::Held { chain, state } => {
                 warn!(%chain, state, "chain lost a target while nobody else of it was heard from; waiting");
+            }
+            Event::Recovered { chain, target, dropped } => {
+                warn!(%chain, %target, dropped, "an operator gave up what the chain's last targets have: it serves from an older one");
             }
             Event::Table { table, chains, replicas, recovery_balance } => {
                 info!(%table, chains, replicas, recovery_balance, "chain table made");

@@ -6,7 +6,9 @@
 
 mod chains;
 mod heartbeat;
+mod mgmtds;
 mod presence;
+mod recover;
 mod register;
 mod tables;
 #[cfg(test)]
@@ -35,6 +37,8 @@ pub struct Cluster {
     ids: IdsRecord,
     requests: BTreeMap<u128, RequestRecord>,
     presence: BTreeMap<NodeId, Presence>,
+    /// Other mgmtd's entries in the store as last seen: start and beat.
+    mgmtds: BTreeMap<NodeId, (u64, u64)>,
     /// Chains that have to be looked at again although nothing new is known: they are held, or their change could not be written.
     unsettled: BTreeSet<ChainId>,
     /// Lease time T.
@@ -46,13 +50,25 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// What `loaded` says, with a full lease for everyone who was up: this primary does not know what its predecessor granted.
-    pub fn new(loaded: Loaded, own: NodeId, term: Duration, now: Monotonic) -> Cluster {
+    /// What `loaded` says. Everyone who was up has a lease until `granted`: this primary does not know what its predecessor granted,
+    /// so it has to be a full one, of the predecessor's length if that was longer.
+    pub fn new(loaded: Loaded, own: NodeId, term: Duration, granted: Monotonic) -> Cluster {
         let Loaded { info, disks, ids, requests, .. } = loaded;
-        let presence = info.nodes.keys().map(|&node| (node, Presence::granted(now + term))).collect();
+        let presence = info.nodes.keys().map(|&node| (node, Presence::granted(granted))).collect();
         // A hold of the last primary is not recorded; who is lost is.
         let unsettled = info.chains.keys().copied().collect();
-        Cluster { info, disks, ids, requests, presence, unsettled, term, own, next_tick: None }
+        Cluster {
+            info,
+            disks,
+            ids,
+            requests,
+            presence,
+            mgmtds: BTreeMap::new(),
+            unsettled,
+            term,
+            own,
+            next_tick: None,
+        }
     }
 
     /// The lease time T.

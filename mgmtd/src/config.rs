@@ -59,6 +59,13 @@ pub enum Store {
     Mem,
 }
 
+impl Store {
+    /// Whether no other process can be using it. A restarted mgmtd then need not wait for the lease of the one that it replaces.
+    pub fn is_exclusive(&self) -> bool {
+        matches!(self, Store::Embedded { .. })
+    }
+}
+
 /// A configuration that cannot be used; names the key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("configuration key `{key}`: {what}")]

@@ -28,6 +28,10 @@ struct NodeLabel {
     state: &'static str,
 }
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct RoleLabel {
+    role: &'static str,
+}
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct StateLabel {
     state: &'static str,
 }
@@ -36,6 +40,9 @@ struct StateLabel {
 pub struct Metrics {
     calls: Family<CallLabel, Counter>,
     failures: Family<FailureLabel, Counter>,
+    role: Family<RoleLabel, Gauge>,
+    /// Times that this mgmtd became primary.
+    pub takeovers: Counter,
     /// Long polls that are waiting.
     pub polls: Gauge,
     /// Chain changes written.
@@ -59,6 +66,8 @@ impl Default for Metrics {
         Metrics {
             calls: Family::default(),
             failures: Family::default(),
+            role: Family::default(),
+            takeovers: Counter::default(),
             polls: Gauge::default(),
             chain_changes: Counter::default(),
             nodes_failed: Counter::default(),
@@ -81,6 +90,22 @@ impl Metrics {
         if let Some(status) = failure {
             self.failures.get_or_create(&FailureLabel { call, status: format!("{status:?}") }).inc();
         }
+    }
+
+    /// Whether this mgmtd is primary.
+    pub fn role(&self, primary: bool) {
+        for (role, is) in [("primary", primary), ("stand-by", !primary)] {
+            self.role.get_or_create(&RoleLabel { role }).set(is.into());
+        }
+    }
+
+    /// Takes back what only a primary knows, so that nobody is alarmed by what a stand-by remembers.
+    pub fn forget(&self) {
+        for gauge in [&self.chains, &self.chains_down, &self.chains_held, &self.sessions] {
+            gauge.set(0);
+        }
+        self.nodes.clear();
+        self.targets.clear();
     }
 
     /// The cluster as it is now.
@@ -106,6 +131,8 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("mgmtd");
         registry.register("calls", "Calls answered", self.calls.clone());
         registry.register("failures", "Calls answered with a failure", self.failures.clone());
+        registry.register("role", "1 for the role that this mgmtd has", self.role.clone());
+        registry.register("takeovers", "Times that this mgmtd became primary", self.takeovers.clone());
         registry.register(
             "polls_waiting",
             "Long polls for routing information that wait",

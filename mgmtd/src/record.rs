@@ -3,6 +3,7 @@
 //! ```text
 //! MGMT C                              the cluster that the store belongs to
 //! MGMT L                              the primary's lease; every transaction that changes anything reads it
+//! MGMT M <node u32>                   a mgmtd that runs, primary or stand-by
 //! MGMT V                              routing version, u64 big-endian
 //! MGMT I                              the next target and chain id; ids are never used again
 //! MGMT N <node u32>                   a service as last registered
@@ -34,9 +35,9 @@ pub struct ClusterRecord {
     pub cluster: Bytes,
 }
 
-/// Who is primary. Today there is one mgmtd, which writes it once at its start; with several it is also beaten regularly, and a
-/// challenger takes over when it has stood unchanged for the lease time on the challenger's own clock.
-#[derive(Clone, PartialEq, Message)]
+/// Who is primary. It renews the record regularly; a challenger takes over when it has stood unchanged for the lease time on the
+/// challenger's own clock, or at once when it was given up.
+#[derive(Clone, PartialEq, Eq, Message)]
 pub struct LeaseRecord {
     /// The primary's node id.
     #[prost(uint32, tag = "1")]
@@ -53,6 +54,38 @@ pub struct LeaseRecord {
     /// Where to send those who ask a stand-by.
     #[prost(string, tag = "5")]
     pub address: String,
+    /// The lease time T by which the holder acts, milliseconds: a challenger with a shorter one waits as long all the same.
+    #[prost(uint64, tag = "6")]
+    pub lease_ms: u64,
+    /// The lease that the holder gives to clients' sessions, milliseconds.
+    #[prost(uint64, tag = "7")]
+    pub client_lease_ms: u64,
+    /// The holder has stopped cleanly and answers nothing any more.
+    #[prost(bool, tag = "8")]
+    pub released: bool,
+}
+
+/// A mgmtd that runs. Each writes its own, the primary shows them to everyone.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct MemberRecord {
+    /// Its number.
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    /// This start of it.
+    #[prost(uint64, tag = "2")]
+    pub incarnation: u64,
+    /// Goes up while it runs.
+    #[prost(uint64, tag = "3")]
+    pub beat: u64,
+    /// gRPC, host:port.
+    #[prost(string, tag = "4")]
+    pub address: String,
+    /// HTTP, host:port.
+    #[prost(string, tag = "5")]
+    pub metrics: String,
+    /// For people.
+    #[prost(uint32, tag = "6")]
+    pub pid: u32,
 }
 
 /// The next ids.
@@ -149,6 +182,12 @@ pub mod keys {
     }
     pub fn lease() -> Vec<u8> {
         key(b'L', [])
+    }
+    pub fn members() -> Vec<u8> {
+        key(b'M', [])
+    }
+    pub fn member(id: NodeId) -> Vec<u8> {
+        key(b'M', id.0.to_be_bytes())
     }
     pub fn version() -> Vec<u8> {
         key(b'V', [])

@@ -1,34 +1,29 @@
-//! The calls, as plain async functions; gRPC or the simulator brings them here.
-//!
-//! One lock guards what the primary knows; it is held while a change is written to the store, so that nobody is answered from a state
-//! that is about to change (a lease renewed for a target that is being taken out). Heartbeats that bring nothing new write nothing and
-//! hold it for microseconds. Calls that may write run in a task of their own: a caller that goes away must not stop them between the
-//! store and the memory.
+//! A mgmtd without its network: the calls, as plain async functions that gRPC or the simulator brings here, answered by the
+//! [`Reign`] if this one is primary and with the primary's address if not.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use catena_kv::Database;
 use catena_proto::clock::Clock;
 use catena_proto::ids::*;
-use catena_proto::pb::{self, *};
-use catena_proto::routing::{NodeKind, NodeState, RoutingInfo, wide_bytes};
+use catena_proto::pb::*;
+use catena_proto::routing::wide_bytes;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
-use catena_rt::time::{Instant, sleep, timeout_at};
-use tokio::sync::{Mutex, MutexGuard, Notify, watch};
+use catena_rt::time::timeout;
+use tokio::sync::{Mutex, watch};
 use tracing::{error, info, warn};
 
-use crate::changes::{Changes, Event};
-use crate::cluster::{Cluster, Registration};
+use crate::campaign::Campaign;
+use crate::election::Candidate;
 use crate::metrics::Metrics;
-use crate::sessions::{SessionChanges, Sessions};
+use crate::record::{LeaseRecord, MemberRecord};
+use crate::reign::{Over, Reign};
 use crate::store::{Store, StoreError};
 
-/// Longest that a long poll may wait; longer requests are answered earlier.
-const MAX_WAIT: Duration = Duration::from_secs(60);
-/// How long a registration waits for held chains before the caller is asked to come back.
-const HELD_WAIT: Duration = Duration::from_secs(1);
+/// How long a stop may take to give up the lease; without that it runs out.
+const RELEASE: Duration = Duration::from_secs(1);
 
 /// What a [`Service`] is made of.
 pub struct Parts {
@@ -36,9 +31,15 @@ pub struct Parts {
     pub cluster: ClusterId,
     /// This mgmtd's number.
     pub node: NodeId,
-    /// This start of it.
+    /// This start of it; no two starts of any mgmtd have the same.
     pub incarnation: Incarnation,
-    /// Lease time T of services.
+    /// Where others reach it, `host:port`.
+    pub address: String,
+    /// Where its metrics are, for people.
+    pub metrics: String,
+    /// Its process, for people.
+    pub pid: u32,
+    /// Lease time T of services, and of the primary.
     pub lease: Duration,
     /// Lease of clients' sessions.
     pub client_lease: Duration,
@@ -48,335 +49,241 @@ pub struct Parts {
     pub seed: u64,
     /// The store.
     pub db: Arc<dyn Database>,
+    /// No other process can be using the store (its directory is locked): whoever was primary there has ended, and is not waited for.
+    pub exclusive: bool,
 }
 
-/// A mgmtd without its network.
+/// A mgmtd without its network. Share it in an `Arc`.
 pub struct Service {
     cluster: ClusterId,
-    node: NodeId,
-    incarnation: Incarnation,
-    clock: Arc<dyn Clock>,
-    state: Mutex<State>,
-    store: Store,
-    published: watch::Sender<Arc<Published>>,
-    /// Leases may end earlier than the ticker believes.
-    rescheduled: Notify,
-    ended: watch::Sender<Option<End>>,
-    metrics: Metrics,
+    pub(crate) own: Candidate,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) store: Store,
+    pub(crate) metrics: Arc<Metrics>,
+    role: watch::Sender<Role>,
+    campaign: Mutex<Campaign>,
+}
+
+/// What this mgmtd is at the moment.
+#[derive(Clone)]
+enum Role {
+    /// Somebody else is primary, or nobody.
+    StandBy { primary: Option<LeaseRecord> },
+    /// This one.
+    Primary(Arc<Reign>),
+    /// It stops, or may not go on.
+    Ended(End),
 }
 
 /// Why nothing is answered any more.
 #[derive(Clone, Debug)]
 enum End {
-    /// It may not go on: another primary, or a store that failed.
+    /// It may not go on.
     Failed(String),
     /// It was told to stop.
     Stopped,
 }
 
-impl From<&End> for Failure {
-    fn from(end: &End) -> Failure {
-        match end {
-            End::Failed(reason) => Failure::new(Status::NoPrimary, reason.clone()),
-            End::Stopped => Failure::new(Status::ShuttingDown, "this mgmtd is stopping"),
-        }
-    }
-}
-
-struct State {
-    cluster: Cluster,
-    sessions: Sessions,
-}
-
-/// Routing information as it is shown, and its wire form, made at most once.
-struct Published {
-    info: RoutingInfo,
-    wire: OnceLock<pb::RoutingInfo>,
-}
-
-impl Published {
-    fn new(info: RoutingInfo) -> Arc<Published> {
-        Arc::new(Published { info, wire: OnceLock::new() })
-    }
-    fn wire(&self) -> pb::RoutingInfo {
-        self.wire.get_or_init(|| (&self.info).into()).clone()
-    }
-}
-
 impl Service {
-    /// Opens the store as primary. Nothing happens by itself before [`Service::run`] is polled.
+    /// Opens the store. Returns as primary if nobody else may be, for example because the store is empty; otherwise as a stand-by.
+    /// Nothing happens by itself before [`Service::run`] is polled, not even the renewal of the lease.
     pub async fn open(parts: Parts) -> Result<Arc<Service>, StoreError> {
-        let Parts { cluster, node, incarnation, lease, client_lease, clock, seed, db } = parts;
-        let (store, mut loaded) = Store::open(db, cluster, node, incarnation, seed).await?;
-        let what = if loaded.initialised { "cluster initialised" } else { "cluster loaded" };
-        info!(
-            %cluster,
-            term = store.term(),
-            routing = loaded.info.version.0,
-            nodes = loaded.info.nodes.len(),
-            chains = loaded.info.chains.len(),
-            "{what}"
-        );
-        let now = clock.monotonic();
-        let sessions = Sessions::new(std::mem::take(&mut loaded.sessions), client_lease, now);
-        let known = Cluster::new(loaded, node, lease, now);
-        let published = watch::Sender::new(Published::new(known.info.clone()));
-        let service = Service {
-            cluster,
-            node,
-            incarnation,
-            clock,
-            state: Mutex::new(State { cluster: known, sessions }),
-            store,
-            published,
-            rescheduled: Notify::new(),
-            ended: watch::Sender::new(None),
-            metrics: Metrics::default(),
+        let Parts { cluster, node, incarnation, address, metrics, pid, clock, seed, db, exclusive, .. } =
+            parts;
+        let own = Candidate {
+            node: node.0,
+            incarnation: incarnation.0,
+            address: address.clone(),
+            lease: parts.lease,
+            client_lease: parts.client_lease,
+            exclusive,
         };
-        Ok(Arc::new(service))
+        let member =
+            MemberRecord { node: node.0, incarnation: incarnation.0, beat: 0, address, metrics, pid };
+        let service = Arc::new(Service {
+            cluster,
+            campaign: Mutex::new(Campaign::new(own.clone(), member)),
+            own,
+            clock,
+            store: Store::new(db, cluster, seed),
+            metrics: Arc::default(),
+            role: watch::Sender::new(Role::StandBy { primary: None }),
+        });
+        service.metrics.role(false);
+        service.campaign.lock().await.open(&service).await?;
+        Ok(service)
     }
 
-    /// Shows this mgmtd in the routing information. Refused if another service has its number.
-    pub async fn announce(
-        self: &Arc<Self>,
-        control: String,
-        metrics: String,
-        pid: u32,
-    ) -> Result<(), Failure> {
-        let node = pb::Node {
-            id: self.node.0,
-            kind: NodeKind::Mgmtd.into(),
-            state: NodeState::Up.into(),
-            control_address: control,
-            metrics_address: metrics,
-            incarnation: self.incarnation.0,
-            pid,
-            ..Default::default()
-        };
-        self.exclusive(async move |service| {
-            let mut state = service.state.lock().await;
-            let old = state.cluster.info.nodes.get(&service.node);
-            if let Some(old) = old.filter(|old| old.kind() != NodeKind::Mgmtd) {
-                let message = format!(
-                    "node {} is a {} service of this cluster: give this mgmtd another number",
-                    service.node,
-                    crate::cluster::kind_name(old.kind())
-                );
-                return Err(Failure::new(Status::Exists, message));
-            }
-            let mut changes = Changes::default();
-            // What was primary here before and has another number does not run any more.
-            for other in state.cluster.info.nodes.values() {
-                if other.kind() == NodeKind::Mgmtd && other.state() == NodeState::Up && other.id != node.id {
-                    let down = pb::Node { state: NodeState::Down.into(), ..other.clone() };
-                    changes.nodes.insert(NodeId(other.id), down);
-                }
-            }
-            changes.nodes.insert(service.node, node.clone());
-            service.commit(&mut state, changes).await
-        })
-        .await
+    /// Takes part in the election and watches over leases, until the service fails or is stopped.
+    pub async fn run(self: Arc<Self>) {
+        let mut role = self.role.subscribe();
+        let mut campaign = self.campaign.lock().await;
+        tokio::select! {
+            biased;
+            _ = role.wait_for(|role| matches!(role, Role::Ended(_))) => {}
+            () = campaign.run(&self) => {}
+        }
     }
 
     /// A service starts.
-    pub async fn register(self: &Arc<Self>, request: RegisterRequest) -> Result<RegisterReply, Failure> {
-        let outcome = self.register_now(request).await;
-        self.count("register", outcome)
-    }
-
-    async fn register_now(self: &Arc<Self>, request: RegisterRequest) -> Result<RegisterReply, Failure> {
-        self.check(&request.cluster)?;
-        let node =
-            request.node.ok_or_else(|| Failure::new(Status::Malformed, "a registration without a node"))?;
-        let deadline = Instant::now() + HELD_WAIT;
-        loop {
-            let mut published = self.published.subscribe();
-            let node = node.clone();
-            let registration = self.exclusive(async move |service| service.try_register(node).await).await?;
-            let chains = match registration {
-                Ok(reply) => return Ok(reply),
-                Err(chains) => chains,
-            };
-            if timeout_at(deadline, published.changed()).await.is_err() {
-                let message = format!(
-                    "{} chains (the first is {}) wait for word from their other members, or for their leases to run out; then this node is let in",
-                    chains.len(),
-                    chains[0]
-                );
-                return Err(Failure::new(Status::Busy, message));
-            }
-        }
-    }
-
-    async fn try_register(&self, node: pb::Node) -> Result<Result<RegisterReply, Vec<ChainId>>, Failure> {
-        let mut state = self.state.lock().await;
-        let (id, incarnation) = (NodeId(node.id), Incarnation(node.incarnation));
-        let (changes, registration) = state.cluster.register(self.clock.monotonic(), node)?;
-        self.commit(&mut state, changes).await?;
-        if let Registration::Held { chains } = registration {
-            return Ok(Err(chains));
-        }
-        state.cluster.registered(self.clock.monotonic(), id, incarnation);
-        self.rescheduled.notify_one();
-        Ok(Ok(RegisterReply {
-            lease_ms: state.cluster.term().as_millis() as u64,
-            routing_version: state.cluster.info.version.0,
-        }))
+    pub async fn register(&self, request: RegisterRequest) -> Result<RegisterReply, Failure> {
+        let cluster = request.cluster.clone();
+        self.call("register", &cluster, true, async |reign| reign.register(request).await).await
     }
 
     /// A service lives.
-    pub async fn heartbeat(self: &Arc<Self>, request: HeartbeatRequest) -> Result<HeartbeatReply, Failure> {
-        let outcome = match self.check(&request.cluster) {
-            Ok(()) => self.exclusive(async move |service| service.take_heartbeat(&request).await).await,
-            Err(failure) => Err(failure),
-        };
-        self.count("heartbeat", outcome)
+    pub async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatReply, Failure> {
+        let cluster = request.cluster.clone();
+        self.call("heartbeat", &cluster, true, async |reign| reign.heartbeat(request).await).await
     }
 
-    async fn take_heartbeat(&self, request: &HeartbeatRequest) -> Result<HeartbeatReply, Failure> {
-        let mut state = self.state.lock().await;
-        let changes = state.cluster.heartbeat(self.clock.monotonic(), request)?;
-        let changed = !changes.is_empty();
-        self.commit(&mut state, changes).await?;
-        // The time after the commit: a lease that begins later ends later, which is safe on this side.
-        let reply = state.cluster.renew(self.clock.monotonic(), request);
-        if changed {
-            self.rescheduled.notify_one();
-        }
-        Ok(reply)
-    }
-
-    /// Routing information newer than what the caller has, as soon as there is any. Who knows nothing and does not wait (`known_version`
-    /// and `wait_ms` 0) gets the newest figures (use of disks and targets), which otherwise are of the time of the last change.
+    /// Routing information newer than what the caller has; see [`Reign::get_routing`].
     pub async fn get_routing(&self, request: GetRoutingRequest) -> Result<GetRoutingReply, Failure> {
-        let outcome = self.get_routing_now(request).await;
-        self.count("get_routing", outcome)
-    }
-
-    async fn get_routing_now(&self, request: GetRoutingRequest) -> Result<GetRoutingReply, Failure> {
-        self.check(&request.cluster)?;
-        let mut published = self.published.subscribe();
-        let known = request.known_version;
-        let newer = |published: &Arc<Published>| published.info.version.0 > known;
-        if (known, request.wait_ms) == (0, 0) && newer(&published.borrow()) {
-            let info = self.state.lock().await.cluster.with_figures();
-            return Ok(GetRoutingReply { routing: Some((&info).into()), ..Default::default() });
-        }
-        let wait = Duration::from_millis(request.wait_ms).min(MAX_WAIT);
-        let waiting = Waiting::new(&self.metrics);
-        let mut ended = self.ended.subscribe();
-        let snapshot = tokio::select! {
-            biased;
-            snapshot = published.wait_for(newer) => snapshot.ok().map(|snapshot| snapshot.clone()),
-            () = sleep(wait) => None,
-            _ = ended.wait_for(Option::is_some) => None,
-        };
-        drop(waiting);
-        self.alive()?;
-        Ok(GetRoutingReply { routing: snapshot.map(|snapshot| snapshot.wire()), ..Default::default() })
+        let cluster = request.cluster.clone();
+        self.call("get_routing", &cluster, true, async |reign| reign.get_routing(request).await).await
     }
 
     /// Makes a chain table.
-    pub async fn create_table(
-        self: &Arc<Self>,
-        request: CreateTableRequest,
-    ) -> Result<CreateTableReply, Failure> {
-        let outcome = match self.check(&request.cluster) {
-            Ok(()) => {
-                self.exclusive(async move |service| {
-                    let mut state = service.state.lock().await;
-                    let (changes, made) = state.cluster.create_table(service.clock.monotonic(), &request)?;
-                    service.commit(&mut state, changes).await?;
-                    Ok(state.cluster.table_reply(made))
-                })
-                .await
-            }
-            Err(failure) => Err(failure),
-        };
-        self.count("create_table", outcome)
+    pub async fn create_table(&self, request: CreateTableRequest) -> Result<CreateTableReply, Failure> {
+        let (cluster, again) = (request.cluster.clone(), !request.request.is_empty());
+        self.call("create_table", &cluster, again, async |reign| reign.create_table(request).await).await
+    }
+
+    /// Serves a chain that is down from a target that an operator names (R29).
+    pub async fn recover_chain(&self, request: RecoverChainRequest) -> Result<RecoverChainReply, Failure> {
+        let cluster = request.cluster.clone();
+        self.call("recover_chain", &cluster, true, async |reign| reign.recover_chain(request).await).await
     }
 
     /// Opens, extends or closes a client's session.
     pub async fn extend_client_session(
-        self: &Arc<Self>,
+        &self,
         request: ClientSessionRequest,
     ) -> Result<ClientSessionReply, Failure> {
-        let outcome = match self.check(&request.cluster) {
-            Ok(()) => {
-                self.exclusive(async move |service| {
-                    let mut state = service.state.lock().await;
-                    let changes = state.sessions.changes(&request)?;
-                    service.write_sessions(&changes).await?;
-                    let reply = state.sessions.apply(&request, changes, service.clock.monotonic());
-                    service.metrics.sessions.set(state.sessions.len() as i64);
-                    Ok(reply)
-                })
-                .await
-            }
-            Err(failure) => Err(failure),
-        };
-        self.count("extend_client_session", outcome)
+        let cluster = request.cluster.clone();
+        let work = async |reign: Arc<Reign>| reign.extend_client_session(request).await;
+        self.call("extend_client_session", &cluster, true, work).await
     }
 
     /// The clients with a live session.
     pub async fn list_clients(&self, request: ListClientsRequest) -> Result<ListClientsReply, Failure> {
-        let outcome = match self.check(&request.cluster) {
-            Ok(()) => {
-                let clients = self.state.lock().await.sessions.list(self.clock.monotonic());
-                Ok(ListClientsReply { clients })
+        self.call("list_clients", &request.cluster, true, async |reign| reign.list_clients().await).await
+    }
+
+    /// A call that only a primary answers: before it, it has to be one, and after the work again, because the process may have been
+    /// paused meanwhile (R24; the order is R11's). `again`: a call that was carried out may be repeated.
+    async fn call<T>(
+        &self,
+        name: &'static str,
+        cluster: &[u8],
+        again: bool,
+        work: impl AsyncFnOnce(Arc<Reign>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let outcome = match self.admit(cluster) {
+            Ok(reign) => {
+                let outcome = work(reign.clone()).await;
+                if let Some(Over::Failed(reason)) = reign.ended() {
+                    self.fail(reason);
+                    outcome.and_then(|_| Err(self.refusal()))
+                } else if reign.answers() {
+                    outcome
+                } else if again {
+                    Err(self.refusal())
+                } else {
+                    // Not "no primary", which would mean that nothing was done.
+                    Err(outcome.map_or_else(|failure| failure, |_| Failure {
+                        status: Status::Disconnected,
+                        message: "this mgmtd lost the role of the primary while it answered; whether the request was carried out is not known".into(),
+                        ..self.refusal()
+                    }))
+                }
             }
             Err(failure) => Err(failure),
         };
-        self.count("list_clients", outcome)
+        self.metrics.called(name, outcome.as_ref().err().map(|failure| failure.status));
+        outcome
     }
 
-    /// Watches over leases until the service fails or is stopped.
-    pub async fn run(self: Arc<Self>) {
-        let mut ended = self.ended.subscribe();
-        loop {
-            let now = self.clock.monotonic();
-            let due = self.state.lock().await.cluster.schedule_tick(now);
-            tokio::select! {
-                biased;
-                () = sleep(due.since(now)) => {}
-                () = self.rescheduled.notified() => continue,
-                _ = ended.wait_for(Option::is_some) => return,
-            }
-            let ticked = self.exclusive(async move |service| service.tick().await).await;
-            if let Err(failure) = ticked {
-                warn!(%failure, "a lease that ran out could not be recorded; trying again");
-            }
+    fn admit(&self, cluster: &[u8]) -> Result<Arc<Reign>, Failure> {
+        if cluster != &wide_bytes(self.cluster.0)[..] {
+            let message = format!("this is cluster {}; the request is for another one", self.cluster);
+            return Err(Failure::new(Status::WrongCluster, message));
         }
+        match &*self.role.borrow() {
+            Role::Primary(reign) if reign.answers() => return Ok(reign.clone()),
+            _ => {}
+        }
+        Err(self.refusal())
     }
 
-    async fn tick(&self) -> Result<(), Failure> {
-        let mut state = self.state.lock().await;
-        let now = self.clock.monotonic();
-        let expired = state.sessions.expired(now);
-        if !expired.is_empty() {
-            self.write_sessions(&expired).await?;
-            for client in expired.keys() {
-                info!(%client, "client session ran out");
+    /// What those are told who ask while this one is not primary.
+    fn refusal(&self) -> Failure {
+        match &*self.role.borrow() {
+            Role::Ended(End::Failed(reason)) => Failure::new(Status::NoPrimary, reason.clone()),
+            Role::Ended(End::Stopped) => Failure::new(Status::ShuttingDown, "this mgmtd is stopping"),
+            Role::StandBy { primary: Some(lease) } => {
+                let message = format!(
+                    "n{} stands by; the primary mgmtd is n{} at {}",
+                    self.own.node, lease.holder, lease.address
+                );
+                Failure::new(Status::NoPrimary, message).redirected(&lease.address)
             }
-            state.sessions.remove(&expired);
-            self.metrics.sessions.set(state.sessions.len() as i64);
+            Role::StandBy { primary: None } => {
+                let message = format!("n{} stands by, and no mgmtd is primary now", self.own.node);
+                Failure::new(Status::NoPrimary, message)
+            }
+            Role::Primary(_) => {
+                let message = format!("n{} may be primary no longer; it finds out", self.own.node);
+                Failure::new(Status::NoPrimary, message)
+            }
         }
-        let changes = state.cluster.tick(now);
-        self.commit(&mut state, changes).await
     }
 
     /// The reason why this process cannot go on, once there is one.
     pub async fn failed(&self) -> String {
-        let mut ended = self.ended.subscribe();
-        match ended.wait_for(|end| matches!(end, Some(End::Failed(_)))).await.as_deref() {
-            Ok(Some(End::Failed(reason))) => reason.clone(),
+        let mut role = self.role.subscribe();
+        match role.wait_for(|role| matches!(role, Role::Ended(End::Failed(_)))).await.as_deref() {
+            Ok(Role::Ended(End::Failed(reason))) => reason.clone(),
             _ => std::future::pending().await,
         }
     }
 
-    /// Answers nothing from now on; ends long polls.
-    pub fn stop(&self) {
+    /// The present term, if this one is primary.
+    pub(crate) fn reign(&self) -> Option<Arc<Reign>> {
+        match &*self.role.borrow() {
+            Role::Primary(reign) => Some(reign.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether it is primary and may answer.
+    pub fn is_primary(&self) -> bool {
+        matches!(&*self.role.borrow(), Role::Primary(reign) if reign.answers())
+    }
+
+    /// Resolves when it is primary and may answer.
+    pub async fn elected(&self) {
+        let mut role = self.role.subscribe();
+        let answers = |role: &Role| matches!(role, Role::Primary(reign) if reign.answers());
+        if role.wait_for(answers).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Answers nothing from now on, ends long polls, and gives up the lease, so that a stand-by need not wait for its end.
+    pub async fn stop(&self) {
         self.end(End::Stopped);
+        // Whatever `run` had under way ends first: a lease that is being taken is given up too.
+        let release = async {
+            let _campaign = self.campaign.lock().await;
+            self.store.release(NodeId(self.own.node), self.own.incarnation, RELEASE).await
+        };
+        match timeout(RELEASE, release).await {
+            Ok(Ok(true)) => info!("the role of the primary is given up"),
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => warn!(%error, "the lease could not be given up; it runs out"),
+            Err(_) => warn!("the store does not answer; the lease runs out by itself"),
+        }
     }
 
     /// The counters, for `/metrics`.
@@ -384,113 +291,63 @@ impl Service {
         &self.metrics
     }
 
-    /// Writes `changes` and makes them true; shows them to everyone if there is anything to show.
-    async fn commit(&self, state: &mut MutexGuard<'_, State>, changes: Changes) -> Result<(), Failure> {
-        // This process may have failed while the caller waited for the lock.
-        self.alive()?;
-        if !changes.is_empty() {
-            let begin = self.clock.monotonic();
-            if let Err(error) = self.store.commit(state.cluster.info.version, &changes).await {
-                state.cluster.not_written(&changes);
-                return Err(self.store_failed(error));
-            }
-            self.metrics.commit.observe(self.clock.monotonic().since(begin).as_secs_f64());
-        }
-        state.cluster.apply(&changes);
-        changes.events.iter().for_each(Event::log);
-        if !changes.is_empty() {
-            self.metrics.chain_changes.inc_by(changes.chains.len() as u64);
-            let failed = |event: &&Event| matches!(event, Event::NodeFailed { .. });
-            self.metrics.nodes_failed.inc_by(changes.events.iter().filter(failed).count() as u64);
-            self.published.send_replace(Published::new(state.cluster.with_figures()));
-        }
-        // Counting is work; a heartbeat that brings nothing new is none.
-        if !changes.is_empty() || !changes.evaluated.is_empty() {
-            self.metrics.show(state.cluster.info.version.0, &state.cluster.counts());
-        }
-        Ok(())
+    /// A term begins.
+    pub(crate) fn crown(&self, reign: Arc<Reign>) {
+        self.become_role(Role::Primary(reign));
+        self.metrics.role(true);
+        self.metrics.takeovers.inc();
     }
 
-    async fn write_sessions(&self, changes: &SessionChanges) -> Result<(), Failure> {
-        self.alive()?;
-        if changes.is_empty() {
-            return Ok(());
+    /// It is a stand-by, and `primary` may be primary.
+    pub(crate) fn stand_by(&self, primary: Option<LeaseRecord>) {
+        let primary = primary.filter(|lease| !lease.released && lease.incarnation != self.own.incarnation);
+        let led = matches!(&*self.role.borrow(), Role::Primary(_));
+        let known = match &*self.role.borrow() {
+            Role::StandBy { primary } => primary.as_ref().map(|lease| lease.term),
+            _ => None,
+        };
+        if let Some(lease) = primary.as_ref().filter(|lease| known != Some(lease.term)) {
+            info!(
+                primary = lease.holder,
+                address = lease.address,
+                term = lease.term,
+                "standing by: another mgmtd is primary"
+            );
         }
-        self.store.sessions(changes).await.map_err(|error| self.store_failed(error))
+        if self.become_role(Role::StandBy { primary }) && led {
+            self.metrics.forget();
+        }
+        self.metrics.role(false);
     }
 
-    /// A store that may have written what this process does not know of ends the process: the next start reads what is there.
-    fn store_failed(&self, error: StoreError) -> Failure {
-        if !error.is_passing() {
-            self.fail(error.to_string());
-        }
-        error.into()
-    }
-
-    fn fail(&self, reason: String) {
+    pub(crate) fn fail(&self, reason: String) {
         if self.end(End::Failed(reason.clone())) {
             error!(reason, "mgmtd cannot go on");
         }
     }
 
     fn end(&self, why: End) -> bool {
-        self.ended.send_if_modified(|end| {
-            let first = end.is_none();
-            end.get_or_insert(why);
-            first
-        })
+        let ended = self.become_role(Role::Ended(why));
+        self.metrics.role(false);
+        ended
     }
 
-    /// A primary that may not be one any more answers nothing (R24).
-    fn alive(&self) -> Result<(), Failure> {
-        self.ended.borrow().as_ref().map_or(Ok(()), |end| Err(end.into()))
-    }
-
-    fn check(&self, cluster: &[u8]) -> Result<(), Failure> {
-        self.alive()?;
-        if cluster == &wide_bytes(self.cluster.0)[..] {
-            return Ok(());
-        }
-        let message = format!("this is cluster {}; the request is for another one", self.cluster);
-        Err(Failure::new(Status::WrongCluster, message))
-    }
-
-    /// Runs `work` to its end even if the caller goes away.
-    async fn exclusive<T: Send + 'static, F>(
-        self: &Arc<Self>,
-        work: impl FnOnce(Arc<Service>) -> F + Send + 'static,
-    ) -> Result<T, Failure>
-    where
-        F: Future<Output = Result<T, Failure>> + Send + 'static,
-    {
-        match catena_rt::spawn(work(self.clone())).await {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                // A panic between the store and the memory leaves them apart.
-                self.fail(format!("a call ended in a panic ({error}); this is a bug"));
-                Err(Status::Internal.into())
+    /// An ended service stays so. The term that this ends answers nothing any more.
+    fn become_role(&self, next: Role) -> bool {
+        self.role.send_if_modified(|role| match role {
+            Role::Ended(_) => {
+                if let Role::Primary(reign) = &next {
+                    reign.end(Over::Ended);
+                }
+                false
             }
-        }
-    }
-
-    fn count<T>(&self, call: &'static str, outcome: Result<T, Failure>) -> Result<T, Failure> {
-        self.metrics.called(call, outcome.as_ref().err().map(|failure| failure.status));
-        outcome
-    }
-}
-
-/// Counts a long poll while it waits.
-struct Waiting<'a>(&'a Metrics);
-
-impl<'a> Waiting<'a> {
-    fn new(metrics: &'a Metrics) -> Waiting<'a> {
-        metrics.polls.inc();
-        Waiting(metrics)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.polls.dec();
+            _ => {
+                if let Role::Primary(reign) = role {
+                    reign.end(Over::Ended);
+                }
+                *role = next;
+                true
+            }
+        })
     }
 }

@@ -16,7 +16,7 @@ macro_rules! skin {
         #[async_trait::async_trait]
         impl Mgmtd for Skin {
             $(async fn $method(&self, request: Request<$request>) -> Result<Response<$reply>, Status> {
-                Ok(Response::new(self.0.$method(request.into_inner()).await?))
+                Ok(Response::new(Service::$method(&self.0, request.into_inner()).await?))
             })*
         }
     };
@@ -27,6 +27,7 @@ skin! {
     heartbeat(HeartbeatRequest) -> HeartbeatReply;
     get_routing(GetRoutingRequest) -> GetRoutingReply;
     create_table(CreateTableRequest) -> CreateTableReply;
+    recover_chain(RecoverChainRequest) -> RecoverChainReply;
     extend_client_session(ClientSessionRequest) -> ClientSessionReply;
     list_clients(ListClientsRequest) -> ListClientsReply;
 }

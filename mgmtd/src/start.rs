@@ -8,7 +8,7 @@ use catena_kv::Database;
 use catena_proto::clock::Clock;
 use catena_proto::ids::{Incarnation, NodeId};
 use catena_proto::pb::mgmtd_server::MgmtdServer;
-use catena_proto::rpc::{Failure, ServerAuth};
+use catena_proto::rpc::ServerAuth;
 use catena_rt::JoinHandle;
 use catena_rt::time::timeout;
 use prometheus_client::registry::Registry;
@@ -51,9 +51,6 @@ pub enum StartError {
         /// The system's word.
         error: std::io::Error,
     },
-    /// The node number is another service's.
-    #[error(transparent)]
-    Refused(#[from] Failure),
 }
 
 /// A running mgmtd.
@@ -65,26 +62,29 @@ pub struct Running {
     stop: oneshot::Sender<()>,
 }
 
-/// Starts a mgmtd on `db`, which nobody else may be using.
+/// Starts a mgmtd on `db`, which other mgmtd may share: one is primary, the others stand by.
 pub async fn start(config: Config, env: Env, db: Arc<dyn Database>) -> Result<Running, StartError> {
     config.validate()?;
     // The port first: a second process on the same configuration stops here, before it touches anything.
     let listen = |error| StartError::Listen { address: config.listen.clone(), error };
     let listener = TcpListener::bind(&config.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
+    let advertise = config.advertise.clone().unwrap_or_else(|| address.to_string());
     let service = Service::open(Parts {
         cluster: config.cluster,
         node: NodeId(config.node),
         incarnation: Incarnation(env.seed.max(1)),
+        address: advertise,
+        metrics: config.metrics.clone().unwrap_or_default(),
+        pid: std::process::id(),
         lease: config.lease,
         client_lease: config.client_lease,
         clock: env.clock,
         seed: env.seed,
         db,
+        exclusive: config.store.is_exclusive(),
     })
     .await?;
-    let advertise = config.advertise.clone().unwrap_or_else(|| address.to_string());
-    service.announce(advertise, config.metrics.clone().unwrap_or_default(), std::process::id()).await?;
     let ticker = catena_rt::spawn(service.clone().run());
     let (stop, stopped) = oneshot::channel();
     let auth = ServerAuth::new(config.cluster, config.token);
@@ -96,7 +96,14 @@ pub async fn start(config: Config, env: Env, db: Arc<dyn Database>) -> Result<Ru
             let _ = stopped.await;
         });
     let server = catena_rt::spawn(server);
-    info!(%address, node = config.node, cluster = %config.cluster, lease = ?config.lease, "mgmtd is up");
+    info!(
+        %address,
+        node = config.node,
+        cluster = %config.cluster,
+        lease = ?config.lease,
+        primary = service.is_primary(),
+        "mgmtd is up"
+    );
     Ok(Running { service, address, ticker, server, stop })
 }
 
@@ -123,7 +130,7 @@ impl Running {
 
     /// Stops. Everything is in the store already.
     pub async fn stop(mut self) {
-        self.service.stop();
+        self.service.stop().await;
         self.ticker.abort();
         let _ = self.stop.send(());
         if timeout(DRAIN, &mut self.server).await.is_err() {

@@ -1,5 +1,9 @@
-//! The cluster's state in the key-value store: loaded once, then only written. Every transaction that changes anything reads the lease
-//! record, so a primary that was replaced cannot write (design section 5).
+//! The cluster's state in the key-value store: loaded once in a term, then only written. Every transaction that changes anything reads
+//! the lease record, so a primary that was replaced cannot write (design section 5).
+
+mod lease;
+
+pub use lease::{Look, Outcome};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,14 +39,17 @@ pub enum StoreError {
     },
     /// Another process is primary now.
     #[error(
-        "node n{holder} has become the primary mgmtd (term {term}); this one may not change anything any more"
+        "node n{} has become the primary mgmtd (term {}); this one may not change anything any more",
+        by.holder,
+        by.term
     )]
     Deposed {
-        /// The other process.
-        holder: u32,
-        /// Its term.
-        term: u64,
+        /// What the lease record says.
+        by: LeaseRecord,
     },
+    /// This process may not have its node number.
+    #[error("{0}")]
+    Number(String),
     /// A record of a newer release, or damage.
     #[error(transparent)]
     Record(#[from] BadRecord),
@@ -68,14 +75,28 @@ impl KvFailure for StoreError {
     }
 }
 
+/// What an error means for a primary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Nothing was written and the same may work later.
+    Passing,
+    /// What this process has in memory may no longer be what the store has: it has to be primary anew, if it still can.
+    Anew,
+    /// Nothing gets better by itself.
+    Fatal,
+}
+
 impl StoreError {
-    /// Nothing was written and the same may work later; otherwise what this process has in memory may no longer be what the store has,
-    /// and it has to end.
-    pub fn is_passing(&self) -> bool {
-        matches!(
-            self,
-            StoreError::Kv(KvError::Unavailable(_) | KvError::TimedOut | KvError::Conflict | KvError::TooOld)
-        )
+    /// What it means for a primary.
+    pub fn verdict(&self) -> Verdict {
+        use KvError::*;
+        match self {
+            StoreError::Kv(Unavailable(_) | TimedOut | Conflict | TooOld) => Verdict::Passing,
+            StoreError::Kv(CommitUnknown) | StoreError::Deposed { .. } | StoreError::Diverged { .. } => {
+                Verdict::Anew
+            }
+            _ => Verdict::Fatal,
+        }
     }
 }
 
@@ -83,10 +104,17 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
         let status = match &error {
             StoreError::Deposed { .. } => Status::NoPrimary,
-            error if error.is_passing() => Status::Busy,
+            // A service that asks again may well be let in.
+            error if error.verdict() == Verdict::Passing => Status::Busy,
+            // Whoever answers next knows whether it was carried out.
+            StoreError::Kv(KvError::CommitUnknown) | StoreError::Diverged { .. } => Status::Disconnected,
             _ => Status::Internal,
         };
-        Failure::new(status, error.to_string())
+        let failure = Failure::new(status, error.to_string());
+        match error {
+            StoreError::Deposed { by } => failure.redirected(by.address),
+            _ => failure,
+        }
     }
 }
 
@@ -103,74 +131,57 @@ pub struct Loaded {
     pub requests: BTreeMap<u128, RequestRecord>,
     /// Clients with a session.
     pub sessions: BTreeMap<ClientId, SessionRecord>,
-    /// The cluster was initialised by this start.
-    pub initialised: bool,
 }
 
-/// The store, held as primary.
+/// The store, as every mgmtd may use it. Cheap to clone.
+#[derive(Clone)]
 pub struct Store {
     db: Arc<dyn Database>,
-    jitter: Jitter,
+    jitter: Arc<Jitter>,
+    cluster: ClusterId,
+}
+
+/// The store, as the primary of one term may use it.
+pub struct Fenced {
+    store: Store,
     lease: LeaseRecord,
 }
 
 /// Longer than a store that answers at all takes, shorter than the shortest patience of a caller.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-fn retry() -> Retry {
+fn retry(deadline: Duration) -> Retry {
     // Every transaction finds out by itself whether it was committed: by the routing version, or because writing it twice is the same.
-    Retry::default().within(DEADLINE).idempotent()
+    Retry::default().within(deadline).idempotent()
 }
 
 impl Store {
-    /// Initialises an empty store for `cluster`, or checks that it belongs to it; takes the primary's lease; loads everything.
-    ///
-    /// The lease is taken at once, whoever had it: with one mgmtd that is this process's own predecessor, which the store's lock on its
-    /// directory has outlived. With several this is where a challenger waits.
-    pub async fn open(
-        db: Arc<dyn Database>,
-        cluster: ClusterId,
-        holder: NodeId,
-        incarnation: Incarnation,
-        seed: u64,
-    ) -> Result<(Store, Loaded), StoreError> {
-        let jitter = Jitter::new(seed);
-        let (lease, initialised) = transact(&*db, retry(), &jitter, |tx| async move {
-            let initialised = match tx.get(&keys::cluster(), Isolation::Serializable).await? {
-                None => {
-                    let record = ClusterRecord { cluster: wide_bytes(cluster.0) };
-                    tx.set(&keys::cluster(), &encode(&record))?;
-                    true
-                }
-                Some(value) => {
-                    let record: ClusterRecord = decode(&keys::cluster(), &value)?;
-                    let theirs = ClusterId(wide_id(&record.cluster).unwrap_or_default());
-                    if theirs != cluster {
-                        return Err(StoreError::OtherCluster { ours: cluster, theirs });
-                    }
-                    false
-                }
-            };
-            let term = match tx.get(&keys::lease(), Isolation::Serializable).await? {
-                None => 0,
-                Some(value) => decode::<LeaseRecord>(&keys::lease(), &value)?.term,
-            };
-            let lease = LeaseRecord {
-                holder: holder.0,
-                incarnation: incarnation.0,
-                term: term + 1,
-                beat: 0,
-                address: String::new(),
-            };
-            tx.set(&keys::lease(), &encode(&lease))?;
-            Ok((lease, initialised))
-        })
-        .await?;
-        let mut loaded = load(&*db, &jitter, cluster).await?;
-        loaded.initialised = initialised;
-        Ok((Store { db, jitter, lease }, loaded))
+    /// The store of `cluster`; nothing is read yet.
+    pub fn new(db: Arc<dyn Database>, cluster: ClusterId, seed: u64) -> Store {
+        Store { db, jitter: Arc::new(Jitter::new(seed)), cluster }
     }
 
+    /// For the primary that has written `lease`.
+    pub fn fenced(&self, lease: LeaseRecord) -> Fenced {
+        Fenced { store: self.clone(), lease }
+    }
+
+    async fn transact<T, F, Fut>(&self, deadline: Duration, body: F) -> Result<T, StoreError>
+    where
+        F: FnMut(Tx) -> Fut,
+        Fut: Future<Output = Result<T, StoreError>>,
+    {
+        transact(&*self.db, retry(deadline), &self.jitter, body).await
+    }
+
+    /// Everything but the lease and the members, as of one moment after the call. Whoever has just taken the lease sees all that its
+    /// predecessor has written, because nothing of that is committed after the lease was taken.
+    pub async fn load(&self) -> Result<Loaded, StoreError> {
+        load(self).await
+    }
+}
+
+impl Fenced {
     /// This primary's term.
     pub fn term(&self) -> u64 {
         self.lease.term
@@ -179,18 +190,19 @@ impl Store {
     /// Writes `changes`, which lead from routing version `from` to the next one.
     pub async fn commit(&self, from: RoutingVersion, changes: &Changes) -> Result<(), StoreError> {
         let to = from.0 + 1;
-        transact(&*self.db, retry(), &self.jitter, |tx| async move {
-            self.fence(&tx).await?;
-            match version(&tx).await? {
-                found if found == from.0 => {}
-                // Only this primary writes, so this is an earlier attempt whose outcome was unknown.
-                found if found == to => return Ok(()),
-                found => return Err(StoreError::Diverged { expected: from.0, found }),
-            }
-            tx.set(&keys::version(), &to.to_be_bytes())?;
-            write(&tx, changes)
-        })
-        .await
+        self.store
+            .transact(DEADLINE, |tx| async move {
+                self.fence(&tx).await?;
+                match version(&tx).await? {
+                    found if found == from.0 => {}
+                    // Only this primary writes, so this is an earlier attempt whose outcome was unknown.
+                    found if found == to => return Ok(()),
+                    found => return Err(StoreError::Diverged { expected: from.0, found }),
+                }
+                tx.set(&keys::version(), &to.to_be_bytes())?;
+                write(&tx, changes)
+            })
+            .await
     }
 
     /// Records or removes clients' sessions; they have no routing version.
@@ -198,32 +210,27 @@ impl Store {
         &self,
         changes: &BTreeMap<ClientId, Option<SessionRecord>>,
     ) -> Result<(), StoreError> {
-        transact(&*self.db, retry(), &self.jitter, |tx| async move {
-            self.fence(&tx).await?;
-            for (&client, session) in changes {
-                match session {
-                    Some(record) => tx.set(&keys::session(client), &encode(record))?,
-                    None => tx.clear(&keys::session(client))?,
+        self.store
+            .transact(DEADLINE, |tx| async move {
+                self.fence(&tx).await?;
+                for (&client, session) in changes {
+                    match session {
+                        Some(record) => tx.set(&keys::session(client), &encode(record))?,
+                        None => tx.clear(&keys::session(client))?,
+                    }
                 }
-            }
-            Ok(())
-        })
-        .await
+                Ok(())
+            })
+            .await
     }
 
     /// Fails unless this process is still primary, and makes the transaction conflict with whoever becomes it.
     async fn fence(&self, tx: &Tx) -> Result<(), StoreError> {
-        let value = tx.get(&keys::lease(), Isolation::Serializable).await?;
-        let record: LeaseRecord = match value {
-            Some(value) => decode(&keys::lease(), &value)?,
-            None => LeaseRecord::default(),
-        };
-        if (record.holder, record.incarnation, record.term)
-            == (self.lease.holder, self.lease.incarnation, self.lease.term)
-        {
+        let record = lease::read(tx, Isolation::Serializable).await?.unwrap_or_default();
+        if lease::same_term(&record, &self.lease) {
             return Ok(());
         }
-        Err(StoreError::Deposed { holder: record.holder, term: record.term })
+        Err(StoreError::Deposed { by: record })
     }
 }
 
@@ -276,27 +283,27 @@ fn write(tx: &Tx, changes: &Changes) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn load(db: &dyn Database, jitter: &Jitter, cluster: ClusterId) -> Result<Loaded, StoreError> {
-    let items = transact(db, retry(), jitter, |tx| async move {
-        let mut items = Vec::new();
-        // The lease was written before, in a transaction of its own: nobody else changes anything between the pages.
-        let mut query = Some(RangeQuery::prefix(PREFIX).snapshot());
-        while let Some(range) = query {
-            let page = tx.get_range(range.clone()).await?;
-            query = range.next_page(&page);
-            items.extend(page.items);
-        }
-        Ok::<_, StoreError>(items)
-    })
-    .await?;
-    let mut wire = pb::RoutingInfo { cluster: wide_bytes(cluster.0), ..Default::default() };
+async fn load(store: &Store) -> Result<Loaded, StoreError> {
+    let items = store
+        .transact(DEADLINE, |tx| async move {
+            let mut items = Vec::new();
+            let mut query = Some(RangeQuery::prefix(PREFIX).snapshot());
+            while let Some(range) = query {
+                let page = tx.get_range(range.clone()).await?;
+                query = range.next_page(&page);
+                items.extend(page.items);
+            }
+            Ok::<_, StoreError>(items)
+        })
+        .await?;
+    let mut wire = pb::RoutingInfo { cluster: wide_bytes(store.cluster.0), ..Default::default() };
     let mut loaded = Loaded { ids: IdsRecord { target: 1, chain: 1 }, ..Default::default() };
     for item in items {
         let (key, value) = (&item.key[..], &item.value);
         let (&kind, id) = key[PREFIX.len()..].split_first().unwrap_or((&0, &[]));
         let malformed = || BadRecord { key: key.escape_ascii().to_string(), what: "malformed key".into() };
         match kind {
-            b'C' | b'L' => {}
+            b'C' | b'L' | b'M' => {}
             b'V' => wire.version = parse_version(value)?,
             b'I' => loaded.ids = decode(key, value)?,
             b'N' => wire.nodes.push(decode(key, value)?),

@@ -11,7 +11,7 @@ use crate::ids::*;
 use crate::layout::Layout;
 use crate::pb;
 
-pub use pb::{LocalState, NodeKind, NodeState, PublicState};
+pub use pb::{LocalState, MgmtdRole, NodeKind, NodeState, PublicState};
 
 /// A snapshot of the cluster.
 #[derive(Clone, Debug, Default, PartialEq)]

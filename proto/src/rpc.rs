@@ -19,12 +19,18 @@ pub struct Failure {
     pub status: Status,
     /// What people read: names the thing and the next step.
     pub message: String,
+    /// Where the primary mgmtd is, `host:port`, if a stand-by that refuses a call knows it: ask there next.
+    pub primary: Option<String>,
 }
 
 impl Failure {
     /// A failure with its own words.
     pub fn new(status: Status, message: impl Into<String>) -> Failure {
-        Failure { status, message: message.into() }
+        Failure { status, message: message.into(), primary: None }
+    }
+    /// The same, naming the mgmtd to ask instead.
+    pub fn redirected(self, primary: impl Into<String>) -> Failure {
+        Failure { primary: Some(primary.into()).filter(|address| !address.is_empty()), ..self }
     }
     /// What the caller does next.
     pub fn class(&self) -> RetryClass {
@@ -39,6 +45,7 @@ impl From<Status> for Failure {
 }
 
 const STATUS_KEY: &str = "catena-status";
+const PRIMARY_KEY: &str = "catena-primary";
 const CLUSTER_KEY: &str = "catena-cluster";
 const TOKEN_KEY: &str = "catena-token";
 const PROTOCOL_KEY: &str = "catena-protocol";
@@ -57,6 +64,10 @@ impl From<Failure> for tonic::Status {
         };
         let mut status = tonic::Status::new(code, failure.message);
         status.metadata_mut().insert(STATUS_KEY, MetadataValue::from(failure.status as u16));
+        // An address that is no ASCII is none that anybody can use.
+        if let Some(primary) = failure.primary.and_then(|address| address.parse().ok()) {
+            status.metadata_mut().insert(PRIMARY_KEY, primary);
+        }
         status
     }
 }
@@ -78,7 +89,8 @@ impl From<tonic::Status> for Failure {
             "" => known.text().to_owned(),
             message => message.to_owned(),
         };
-        Failure { status: known, message }
+        let primary = status.metadata().get(PRIMARY_KEY).and_then(|value| value.to_str().ok());
+        Failure { status: known, message, primary: primary.map(str::to_owned) }
     }
 }
 
@@ -160,6 +172,9 @@ mod tests {
             let failure = Failure::new(status, "node n3: the reason");
             assert_eq!(Failure::from(tonic::Status::from(failure.clone())), failure);
         }
+        let redirected = Failure::from(Status::NoPrimary).redirected("10.0.0.2:7400");
+        assert_eq!(Failure::from(tonic::Status::from(redirected.clone())), redirected);
+        assert_eq!(Failure::from(Status::NoPrimary).redirected("").primary, None);
     }
 
     #[test]

@@ -265,6 +265,7 @@ fn announce(config: &Config, node: &Node, address: &str, incarnation: Incarnatio
         domain: config.domain.clone(),
         disks: node.disk_reports(),
         pid: std::process::id(),
+        role: 0,
     }
 }
 

@@ -14,6 +14,7 @@ pub trait MgmtdApi: Send + Sync + 'static {
     async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatReply, Failure>;
     async fn get_routing(&self, request: GetRoutingRequest) -> Result<GetRoutingReply, Failure>;
     async fn create_table(&self, request: CreateTableRequest) -> Result<CreateTableReply, Failure>;
+    async fn recover_chain(&self, request: RecoverChainRequest) -> Result<RecoverChainReply, Failure>;
     async fn extend_client_session(
         &self,
         request: ClientSessionRequest,

@@ -1,7 +1,7 @@
 //! Calls that find the primary: a small list of mgmtd, one of which answered last.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use catena_proto::ids::ClusterId;
@@ -11,6 +11,7 @@ use catena_proto::rpc::{ClientAuth, Failure};
 use catena_proto::status::Status;
 use catena_rt::time::{Instant, sleep_until, timeout_at};
 use futures_util::future::BoxFuture;
+use parking_lot::RwLock;
 
 use crate::api::MgmtdApi;
 use crate::grpc::GrpcMgmtd;
@@ -18,7 +19,8 @@ use crate::grpc::GrpcMgmtd;
 /// How patient calls are.
 #[derive(Clone, Copy, Debug)]
 pub struct CallOptions {
-    /// A call gives up after this (long polls: this much beyond the time they may wait).
+    /// A call gives up after this (long polls: this much beyond the time they may wait). More than two leases ride over the loss of
+    /// the primary.
     pub deadline: Duration,
     /// One mgmtd that does not answer for this long is left for the next.
     pub attempt: Duration,
@@ -26,7 +28,7 @@ pub struct CallOptions {
 
 impl Default for CallOptions {
     fn default() -> CallOptions {
-        CallOptions { deadline: Duration::from_secs(10), attempt: Duration::from_secs(2) }
+        CallOptions { deadline: Duration::from_secs(30), attempt: Duration::from_secs(2) }
     }
 }
 
@@ -39,10 +41,19 @@ pub struct MgmtdClient {
 
 struct Shared {
     cluster: ClusterId,
-    peers: Vec<(String, Arc<dyn MgmtdApi>)>,
-    /// Index of the peer that answered last; all clones profit from what one learned.
+    /// Those that were configured, and behind them those that were learned of. None ever leaves.
+    peers: RwLock<Vec<Peer>>,
+    /// Index of the peer that answered last, or that is the likeliest to; all clones profit from what one learned.
     preferred: AtomicUsize,
+    /// How peers are reached that were learned of; absent where every peer is known from the start.
+    connect: Option<Connect>,
 }
+
+type Peer = (String, Arc<dyn MgmtdApi>);
+type Connect = Box<dyn Fn(&str) -> Result<Arc<dyn MgmtdApi>, Failure> + Send + Sync>;
+
+/// No cluster has as many mgmtd; a bound all the same, against a peer gone mad.
+const MAX_PEERS: usize = 16;
 
 impl MgmtdClient {
     /// Over gRPC. `addresses` are `host:port`; nothing is connected before the first call. Must be called inside a tokio runtime.
@@ -52,12 +63,13 @@ impl MgmtdClient {
         auth: ClientAuth,
         options: CallOptions,
     ) -> Result<MgmtdClient, Failure> {
+        let connect = move |address: &str| {
+            let peer = GrpcMgmtd::new(address, auth.clone(), options.attempt)?;
+            Ok(Arc::new(peer) as Arc<dyn MgmtdApi>)
+        };
         let peers = addresses
             .iter()
-            .map(|address| {
-                let peer = GrpcMgmtd::new(address, auth.clone(), options.attempt)?;
-                Ok((address.clone(), Arc::new(peer) as Arc<dyn MgmtdApi>))
-            })
+            .map(|address| Ok((address.clone(), connect(address)?)))
             .collect::<Result<Vec<_>, Failure>>()?;
         if peers.is_empty() {
             return Err(Failure::new(
@@ -65,17 +77,35 @@ impl MgmtdClient {
                 "no mgmtd address is configured: set `mgmtd = [\"host:port\"]`",
             ));
         }
-        Ok(MgmtdClient::new(cluster, peers, options))
+        Ok(MgmtdClient::with(cluster, peers, Some(Box::new(connect)), options))
     }
 
-    /// Over any implementation of the calls; names are for messages. At least one peer is needed.
+    /// Over any implementation of the calls. Names are for messages, and are what a stand-by calls the primary. At least one peer is
+    /// needed.
     pub fn new(
         cluster: ClusterId,
         peers: Vec<(String, Arc<dyn MgmtdApi>)>,
         options: CallOptions,
     ) -> MgmtdClient {
+        MgmtdClient::with(cluster, peers, None, options)
+    }
+
+    fn with(
+        cluster: ClusterId,
+        peers: Vec<Peer>,
+        connect: Option<Connect>,
+        options: CallOptions,
+    ) -> MgmtdClient {
         assert!(!peers.is_empty(), "a mgmtd client without any mgmtd");
-        MgmtdClient { shared: Arc::new(Shared { cluster, peers, preferred: AtomicUsize::new(0) }), options }
+        let (peers, preferred) = (RwLock::new(peers), AtomicUsize::new(0));
+        MgmtdClient { shared: Arc::new(Shared { cluster, peers, preferred, connect }), options }
+    }
+
+    /// Other mgmtd of the cluster, `host:port`: asked when those that were configured do not answer.
+    pub fn learn<'a>(&self, addresses: impl IntoIterator<Item = &'a str>) {
+        for address in addresses {
+            self.shared.index_of(address);
+        }
     }
 
     /// The same client with other patience.
@@ -135,6 +165,19 @@ impl MgmtdClient {
         .await
     }
 
+    /// Serves a chain that is down from a target that an operator names (R29); `request.cluster` is filled in.
+    pub async fn recover_chain(
+        &self,
+        mut request: RecoverChainRequest,
+    ) -> Result<RecoverChainReply, Failure> {
+        request.cluster = self.cluster_bytes();
+        self.call(Duration::ZERO, true, move |peer| {
+            let request = request.clone();
+            Box::pin(async move { peer.recover_chain(request).await })
+        })
+        .await
+    }
+
     /// Opens, extends or closes a client's session; see [`crate::ClientSession`].
     pub async fn extend_client_session(
         &self,
@@ -162,38 +205,47 @@ impl MgmtdClient {
         wide_bytes(self.shared.cluster.0)
     }
 
-    /// Asks one peer after the other, beginning with the one that answered last, until one answers as primary or time is over.
-    /// `extra` is time that the call may take by its nature; `again` says whether a call that may have been carried out is repeated.
+    /// Asks one peer after the other, beginning with the one that answered last and going where stand-bys point, until one answers as
+    /// primary or time is over. `extra` is time that the call may take by its nature; `again` says whether a call that may have been
+    /// carried out is repeated.
     async fn call<T>(
         &self,
         extra: Duration,
         again: bool,
         call: impl Fn(Arc<dyn MgmtdApi>) -> BoxFuture<'static, Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        let peers = &self.shared.peers;
+        let shared = &*self.shared;
         let deadline = Instant::now() + self.options.deadline + extra;
         let mut pause = Duration::from_millis(10);
         loop {
-            let first = self.shared.preferred.load(Ordering::Relaxed);
             let mut last = Failure::from(Status::NoPrimary);
-            for index in (0..peers.len()).map(|step| (first + step) % peers.len()) {
-                let (name, peer) = &peers[index];
+            let mut tried = Vec::new();
+            let mut next = Some(shared.preferred.load(Relaxed));
+            while let Some(index) = next {
+                tried.push(index);
+                let (name, peer) = shared.peers.read()[index].clone();
                 let until = deadline.min(Instant::now() + self.options.attempt + extra);
-                let outcome = timeout_at(until, call(peer.clone())).await.unwrap_or_else(|_| {
+                let outcome = timeout_at(until, call(peer)).await.unwrap_or_else(|_| {
                     Err(Failure::new(Status::Disconnected, "no answer in time; is it running and reachable?"))
                 });
-                match outcome {
+                let failure = match outcome {
                     Ok(reply) => {
-                        self.shared.preferred.store(index, Ordering::Relaxed);
+                        shared.preferred.store(index, Relaxed);
                         return Ok(reply);
                     }
-                    Err(failure) if elsewhere(failure.status) => {
-                        last = Failure::new(failure.status, format!("mgmtd {name}: {}", failure.message));
-                        if failure.status == Status::Disconnected && !again {
-                            return Err(last);
-                        }
-                    }
+                    Err(failure) if elsewhere(failure.status) => failure,
                     Err(failure) => return Err(failure),
+                };
+                next = shared.after(index, &tried, failure.primary.as_deref());
+                // Also for the next call: with a short deadline, one who does not answer must not be all that is ever asked.
+                let likelier = next.unwrap_or_else(|| shared.beside(index));
+                let _ = shared.preferred.compare_exchange(index, likelier, Relaxed, Relaxed);
+                last = Failure { message: format!("mgmtd {name}: {}", failure.message), ..failure };
+                if last.status == Status::Disconnected && !again {
+                    return Err(last);
+                }
+                if Instant::now() >= deadline {
+                    return Err(last);
                 }
             }
             let wake = Instant::now() + pause;
@@ -203,6 +255,38 @@ impl MgmtdClient {
             sleep_until(wake).await;
             pause = (pause * 2).min(Duration::from_millis(500));
         }
+    }
+}
+
+impl Shared {
+    /// The peer with this name, which is made if it can be.
+    fn index_of(&self, address: &str) -> Option<usize> {
+        let find = |peers: &[Peer]| peers.iter().position(|(name, _)| name == address);
+        if let Some(known) = find(&self.peers.read()) {
+            return Some(known);
+        }
+        let peer = self.connect.as_ref().and_then(|connect| connect(address).ok())?;
+        let mut peers = self.peers.write();
+        if let Some(known) = find(&peers) {
+            return Some(known);
+        }
+        if peers.len() >= MAX_PEERS {
+            return None;
+        }
+        peers.push((address.to_owned(), peer));
+        Some(peers.len() - 1)
+    }
+
+    /// Whom to ask after `index`: the one it points to, else the next in turn.
+    fn after(&self, index: usize, tried: &[usize], hint: Option<&str>) -> Option<usize> {
+        let hinted = hint.and_then(|address| self.index_of(address));
+        let count = self.peers.read().len();
+        let turn = (1..count).map(|step| (index + step) % count);
+        hinted.into_iter().chain(turn).find(|candidate| !tried.contains(candidate))
+    }
+
+    fn beside(&self, index: usize) -> usize {
+        (index + 1) % self.peers.read().len()
     }
 }
 

@@ -60,6 +60,7 @@ forward! {
     heartbeat(HeartbeatRequest) -> HeartbeatReply;
     get_routing(GetRoutingRequest) -> GetRoutingReply;
     create_table(CreateTableRequest) -> CreateTableReply;
+    recover_chain(RecoverChainRequest) -> RecoverChainReply;
     extend_client_session(ClientSessionRequest) -> ClientSessionReply;
     list_clients(ListClientsRequest) -> ListClientsReply;
 }

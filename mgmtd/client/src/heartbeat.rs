@@ -219,9 +219,10 @@ async fn beat(shared: Arc<Shared>, mut term: Duration, patience: Duration) {
         let sent = shared.clock.monotonic();
         let request = shared.heartbeat(sequence, shared.reporter.report());
         // A heartbeat older than this renews nothing any more; the next one is better.
-        let attempt = term / 4;
-        let client = shared.client.with_options(CallOptions { deadline: attempt, attempt });
-        let outcome = timeout(attempt, client.heartbeat(request)).await.unwrap_or_else(|_| {
+        let deadline = term / 4;
+        // One mgmtd that does not answer leaves time to ask another.
+        let client = shared.client.with_options(CallOptions { deadline, attempt: deadline / 2 });
+        let outcome = timeout(deadline, client.heartbeat(request)).await.unwrap_or_else(|_| {
             Err(Failure::new(
                 Status::TimedOut,
                 "mgmtd did not answer a heartbeat within a quarter of the lease",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use catena_proto::ids::RoutingVersion;
-use catena_proto::routing::RoutingInfo;
+use catena_proto::routing::{NodeKind, NodeState, RoutingInfo};
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
 use catena_rt::AbortHandle;
@@ -181,6 +181,12 @@ async fn follow(client: MgmtdClient, options: WatchOptions, board: Arc<Board>) {
                     chains = info.chains.len(),
                     "new routing information"
                 );
+                let mgmtd = info.nodes.values().filter(|node| {
+                    node.kind() == NodeKind::Mgmtd
+                        && node.state() == NodeState::Up
+                        && !node.control_address.is_empty()
+                });
+                client.learn(mgmtd.map(|node| node.control_address.as_str()));
                 board.show(info);
             }
             Ok(None) => {}

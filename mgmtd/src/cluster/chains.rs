@@ -77,10 +77,7 @@ impl Cluster {
         let Some(target) = self.target(changes, id) else { return News::LOST };
         let Some(node) = self.node(changes, target.node) else { return News::LOST };
         let disk = node.disks.iter().find(|disk| wide_id(&disk.id) == Some(target.disk.0));
-        let first = changes.disks.get(&target.disk).or_else(|| self.disks.get(&target.disk));
-        let original_disk = disk.is_some_and(|disk| {
-            !disk.fresh || first.is_some_and(|first| first.first_incarnation == node.incarnation)
-        });
+        let original_disk = self.is_original(changes, id);
         let presence = self.presence.get(&target.node);
         let gone = node.state() != NodeState::Up
             || presence.is_some_and(|presence| presence.successor.is_some())
@@ -88,9 +85,24 @@ impl Cluster {
         let report = presence.and_then(|presence| presence.reports.get(&id));
         match report {
             _ if gone => News { original_disk, ..News::LOST },
+            // Said before it knew that it is lastsrv. As such it looks more closely: a mixture must not be the last word.
+            Some(report) if target.state == PublicState::Lastsrv && report.known < target.joined_at => {
+                News { local: LocalState::Unspecified, joined_at: ChainVersion(0), original_disk }
+            }
             Some(report) => News { local: report.local, joined_at: report.joined_at, original_disk },
             None => News { local: LocalState::Unspecified, joined_at: ChainVersion(0), original_disk },
         }
+    }
+
+    /// Whether a target is on the disk that it was made on, and that disk was not formatted again (R25).
+    pub(super) fn is_original(&self, changes: &Changes, id: TargetId) -> bool {
+        let Some(target) = self.target(changes, id) else { return false };
+        let Some(node) = self.node(changes, target.node) else { return false };
+        let disk = node.disks.iter().find(|disk| wide_id(&disk.id) == Some(target.disk.0));
+        let first = changes.disks.get(&target.disk).or_else(|| self.disks.get(&target.disk));
+        disk.is_some_and(|disk| {
+            !disk.fresh || first.is_some_and(|first| first.first_incarnation == node.incarnation)
+        })
     }
 
     fn contact(&self, now: Monotonic, changes: &Changes, id: TargetId) -> Contact {

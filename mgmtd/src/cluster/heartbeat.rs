@@ -79,12 +79,14 @@ impl Cluster {
             };
             let news = TargetNews {
                 local: report.local(),
+                known: ChainVersion(report.known_version),
                 joined_at: ChainVersion(report.joined_at),
                 used: report.used,
                 chunks: report.chunks,
             };
             let old = presence.reports.insert(id, news);
-            if old.is_none_or(|old| (old.local, old.joined_at) != (news.local, news.joined_at)) {
+            let said = |news: TargetNews| (news.local, news.joined_at, news.known);
+            if old.is_none_or(|old| said(old) != said(news)) {
                 touched.insert(target.chain);
             }
         }

@@ -31,6 +31,8 @@ pub struct Presence {
 pub struct TargetNews {
     /// Its state.
     pub local: LocalState,
+    /// The chain version that it had adopted when it said so.
+    pub known: ChainVersion,
     /// The session it is about.
     pub joined_at: ChainVersion,
     /// Bytes.

@@ -209,7 +209,8 @@ impl Cluster {
                 self.set_chain(changes, target.chain, &after);
                 target = self.target(changes, old.id).unwrap_or(old).clone();
             }
-            target.disk = disk;
+            // Never a member of the chain on this disk: there is nothing to recover from it (R29).
+            (target.disk, target.joined_at) = (disk, ChainVersion(0));
             changes.events.push(Event::Moved { target: old.id, node: id, disk });
             changes.targets.insert(old.id, target);
         }

@@ -9,6 +9,7 @@ use catena_proto::clock::{Clock, Monotonic, Timestamp};
 use catena_proto::ids::{ClusterId, Incarnation, NodeId};
 use catena_proto::pb::*;
 use catena_proto::routing::wide_bytes;
+use catena_proto::rpc::Failure;
 use catena_rt::time::Instant;
 
 pub const CLUSTER: ClusterId = ClusterId(7);
@@ -32,11 +33,21 @@ impl Clock for TokioClock {
     }
 }
 
+/// A mgmtd that has the store to itself.
 pub fn parts(db: Arc<dyn Database>, incarnation: u64) -> Parts {
+    Parts { exclusive: true, ..several(db, 100, incarnation) }
+}
+
+/// One of several mgmtd on a store.
+pub fn several(db: Arc<dyn Database>, node: u32, incarnation: u64) -> Parts {
     Parts {
         cluster: CLUSTER,
-        node: NodeId(100),
+        node: NodeId(node),
         incarnation: Incarnation(incarnation),
+        address: format!("10.0.0.{node}:7400"),
+        metrics: String::new(),
+        pid: 1,
+        exclusive: false,
         lease: LEASE,
         client_lease: LEASE * 4,
         clock: TokioClock::shared(),
@@ -66,6 +77,10 @@ pub fn storage(node: u32, incarnation: u64) -> Node {
 pub async fn register(service: &Arc<Service>, node: Node) -> RegisterReply {
     let request = RegisterRequest { cluster: wide_bytes(CLUSTER.0), node: Some(node) };
     service.register(request).await.unwrap()
+}
+
+pub async fn list(service: &Service) -> Result<ListClientsReply, Failure> {
+    service.list_clients(ListClientsRequest { cluster: wide_bytes(CLUSTER.0) }).await
 }
 
 pub async fn beat(

@@ -42,6 +42,8 @@ impl Clock for TokioClock {
 pub enum Mood {
     Answer,
     Refuse(Status),
+    /// Stands by, and says who is primary.
+    Redirect(&'static str),
     /// Never answers.
     Silent,
 }
@@ -95,6 +97,7 @@ impl Fake {
         match mood {
             Mood::Answer => Ok(()),
             Mood::Refuse(status) => Err(status.into()),
+            Mood::Redirect(to) => Err(Failure::from(Status::NoPrimary).redirected(to)),
             Mood::Silent => std::future::pending().await,
         }
     }
@@ -153,6 +156,10 @@ impl MgmtdApi for Fake {
     async fn create_table(&self, _: CreateTableRequest) -> Result<CreateTableReply, Failure> {
         self.enter().await?;
         Ok(CreateTableReply { routing_version: 6, ..Default::default() })
+    }
+    async fn recover_chain(&self, _: RecoverChainRequest) -> Result<RecoverChainReply, Failure> {
+        self.enter().await?;
+        Ok(RecoverChainReply::default())
     }
     async fn extend_client_session(
         &self,

@@ -78,3 +78,38 @@ async fn a_long_poll_may_last_longer_than_other_calls() {
     assert!(reply.routing.is_none());
     assert_eq!(fake.calls(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stand_by_is_believed_about_who_is_primary() {
+    let (first, second, primary) = (Fake::new(), Fake::new(), Fake::new());
+    first.set_mood(Mood::Redirect("m2"));
+    second.set_mood(Mood::Silent);
+    client(&[&first, &second, &primary]).list_clients().await.unwrap();
+    assert_eq!((first.calls(), second.calls(), primary.calls()), (1, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn stand_bys_that_point_to_a_dead_primary_are_asked_in_turn() {
+    let (dead, first, second) = (Fake::new(), Fake::new(), Fake::new());
+    dead.set_mood(Mood::Silent);
+    first.set_mood(Mood::Redirect("m0"));
+    second.set_mood(Mood::Redirect("m0"));
+    let client = client(&[&dead, &first, &second]);
+    let waiting = tokio::spawn(async move { client.list_clients().await });
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    second.set_mood(Mood::Answer);
+    let begin = Instant::now();
+    waiting.await.unwrap().unwrap();
+    assert!(begin.elapsed() <= CallOptions::default().attempt + Duration::from_millis(500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_deadline_is_not_spent_on_one_who_does_not_answer_again_and_again() {
+    let (stopped, primary) = (Fake::new(), Fake::new());
+    stopped.set_mood(Mood::Silent);
+    let attempt = Duration::from_millis(100);
+    let client = client(&[&stopped, &primary]).with_options(CallOptions { deadline: attempt, attempt });
+    client.list_clients().await.unwrap_err();
+    client.list_clients().await.unwrap();
+    assert_eq!((stopped.calls(), primary.calls()), (1, 1));
+}

@@ -38,7 +38,7 @@ impl World {
     pub fn new() -> World {
         let loaded = Loaded { ids: IdsRecord { target: 1, chain: 1 }, ..Default::default() };
         World {
-            cluster: Cluster::new(loaded, NodeId(100), TERM, Monotonic::default()),
+            cluster: Cluster::new(loaded, NodeId(100), TERM, Monotonic(TERM)),
             now: Monotonic::default(),
             services: BTreeMap::new(),
             events: Vec::new(),
@@ -172,7 +172,7 @@ impl World {
             requests: std::mem::take(&mut old.requests),
             ..Default::default()
         };
-        self.cluster = Cluster::new(loaded, NodeId(100), TERM, self.now);
+        self.cluster = Cluster::new(loaded, NodeId(100), TERM, self.now + TERM);
         self.cluster.schedule_tick(self.now);
     }
 
