@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use catena_craq::Replica;
+use catena_engine::EngineError;
 use catena_mgmtd_client::{Lease, Report, RoutingWatch};
 use catena_proto::clock::Clock;
 use catena_proto::ids::*;
@@ -193,6 +194,12 @@ impl Node {
             let _ = timeout(Duration::from_secs(1), disk.engine().maintenance_due()).await;
             let maintained = disk.engine().maintain().await;
             disk.sample();
+            if let (Err(error @ EngineError::NoSpace { .. }), None) = (&maintained, disk.engine().failure()) {
+                // The file system is full, perhaps of others' files: what is here is served on, and the log has room for a while.
+                warn!(node = %self.id, disk = disk.path(), %error, "no room for a checkpoint; trying again");
+                sleep(TICK).await;
+                continue;
+            }
             if let Err(error) = &maintained {
                 error!(node = %self.id, disk = disk.path(), %error, "the disk's upkeep failed");
             }

@@ -66,6 +66,7 @@ impl Writer<'_> {
             buf[..len].copy_from_slice(&self.pending[..len]);
             buf[len..].fill(0);
             self.pending.drain(..len);
+            self.core.extend(self.file, self.offset + buf.len() as u64).await?;
             let write = Io::Write { file: self.file, offset: self.offset, data: vec![buf.freeze()] };
             self.core.write_batch(Batch { ios: vec![write], ..Batch::default() }).await?;
             self.offset += len as u64;
@@ -82,6 +83,8 @@ impl Core {
         let file = file(number);
         let mut writer =
             Writer { core: self, file, offset: BLOCK_U64, pending: Vec::new(), length: 0, body_crc: 0 };
+        // The front is written last, and must find its place.
+        self.extend(file, BLOCK_U64).await?;
         let newest = self.pages(&mut writer).await?;
         writer.write(true).await?;
         self.durable(newest).await?;

@@ -338,6 +338,23 @@ impl Core {
         Ok(state.allocator.take(order))
     }
 
+    /// Makes sure that a file is so long before it is written there. A file system without room is no failure of the disk: what it
+    /// holds is as good as ever.
+    pub async fn extend(&self, file: File, length: u64) -> Result<()> {
+        if self.disk.len(file)? >= length {
+            return Ok(());
+        }
+        let ios = vec![Io::Allocate { file, length }];
+        match self.submit(Batch { bufs: Vec::new(), ios, sync: Vec::new() }).await.result {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                let state = self.lock()?;
+                Err(self.no_space(&state, length, 0))
+            }
+            Err(error) => Err(self.fail(error.to_string())),
+        }
+    }
+
     /// Grows the data area, and the checksum table with it. False if it has reached its limit.
     async fn grow(&self, order: u8) -> Result<bool> {
         let _one = self.growing.lock().await;

@@ -387,3 +387,23 @@ async fn a_small_overwrite_costs_the_device_less_than_three_blocks() {
     let each = (engine.stats().device_written - before) / 200;
     assert!(each <= 3 * 4096, "{each} bytes");
 }
+
+#[tokio::test]
+async fn a_file_system_without_room_for_a_checkpoint_is_no_failure() {
+    let disk = SimDisk::new(SimConfig::default());
+    let engine = on(&disk).await;
+    for index in 0..3000 {
+        put(&engine, T, index, 1, write(None, 0, b"small")).await.expect("writes");
+    }
+    disk.set_capacity(0);
+    assert!(matches!(engine.close().await, Err(EngineError::NoSpace { .. })));
+    assert_eq!(engine.failure(), None);
+    let engine = reopen(&disk, options()).await;
+    for index in (0..3000).step_by(100) {
+        let read = engine.read(T, chunk(index), At::Committed, 0, 10).await.expect("reads");
+        assert_eq!(&read.data[..], b"small");
+    }
+    disk.set_capacity(1 << 30);
+    engine.close().await.expect("there is room again");
+    assert_eq!(reopen(&disk, options()).await.stats().chunks, 3000);
+}

@@ -192,3 +192,51 @@ async fn a_chunk_grows_to_64_mib() {
     let read = engine.read(T, chunk(0), At::Committed, 60 * MIB, 4 * MIB).await.expect("reads");
     assert!(read.data[..] == part[..]);
 }
+
+/// A directory's data file that nobody may write to; not even root, whom mode bits do not stop. `None` where that cannot be arranged.
+struct ReadOnly(std::path::PathBuf);
+
+impl ReadOnly {
+    fn new(dir: &std::path::Path) -> Option<ReadOnly> {
+        let store = dir.join("store");
+        let done = std::process::Command::new("chattr").arg("+i").arg(&store).output().ok()?;
+        done.status.success().then_some(ReadOnly(store))
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("chattr").arg("-i").arg(&self.0).output();
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_turns_read_only_fails_at_the_next_write_and_has_everything_after_a_restart() {
+    for backend in [Backend::Auto, Backend::Threads] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = open(dir.path(), backend);
+        let engine = fresh(&disk).await;
+        engine.stage(T, chunk(0), version(1), None, write(None, 0, b"kept"), None).await.expect("stages");
+        engine.commit(T, chunk(0), version(1)).expect("commits");
+        let Some(read_only) = ReadOnly::new(dir.path()) else {
+            eprintln!("skipped: this file system or user cannot make a file immutable");
+            return;
+        };
+        let read = engine.read(T, chunk(0), At::Committed, 0, 4).await.expect("reads go on until then");
+        assert_eq!(&read.data[..], b"kept");
+        let refused = engine.stage(T, chunk(0), version(2), None, write(None, 0, b"lost"), None).await;
+        assert!(matches!(refused, Err(EngineError::DiskFailed { .. })), "{refused:?}");
+        assert!(engine.failure().is_some());
+        drop(read_only);
+        // Writable again is not trusted again: what the failed write left is not known before recovery has looked.
+        let refused = engine.stage(T, chunk(0), version(2), None, write(None, 0, b"lost"), None).await;
+        assert!(matches!(refused, Err(EngineError::DiskFailed { .. })), "{refused:?}");
+        drop((engine, disk));
+        let disk = open(dir.path(), backend);
+        let engine = Engine::open(disk, EXPECT, pool(), options()).await.expect("opens");
+        // Durable, and pending or committed as after any crash.
+        engine.commit(T, chunk(0), version(1)).expect("is there");
+        holds(&engine, 0, b"kept").await;
+        engine.stage(T, chunk(0), version(2), None, write(None, 0, b"goes"), None).await.expect("stages");
+    }
+}
