@@ -11,7 +11,7 @@ use catena_mgmtd_client::{
 };
 use catena_proto::ids::{ClientId, NodeId, RoutingVersion};
 use catena_proto::pb::{self, CreateTableRequest};
-use catena_proto::routing::{LocalState, NodeState, PublicState, RoutingInfo};
+use catena_proto::routing::{LocalState, MgmtdRole, NodeState, PublicState, RoutingInfo};
 use catena_proto::rpc::ClientAuth;
 use catena_proto::token::Token;
 use catena_rt::time::Instant;
@@ -226,4 +226,50 @@ async fn a_mgmtd_cannot_take_the_number_of_a_storage_service() {
     config.node = 3;
     let error = start(config, Env { clock: TokioClock::shared(), seed: 2 }, db).await.err().unwrap();
     assert!(error.to_string().contains("node n3 is a storage service"), "{error}");
+}
+
+#[tokio::test]
+async fn three_on_one_store_are_found_through_any_and_lost_one_after_the_other() {
+    let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
+    let start_one = async |node: u32| {
+        let mut config = config("127.0.0.1:0");
+        (config.node, config.lease) = (node, Duration::from_secs(2));
+        start(config, Env { clock: TokioClock::shared(), seed: node.into() }, db.clone()).await.unwrap()
+    };
+    let mut all = vec![start_one(100).await, start_one(101).await, start_one(102).await];
+    assert!(all[0].service().is_primary());
+    // Only a stand-by is configured: it names the primary, and routing information the others.
+    let client = client(&all[2].control_address().to_string());
+    // A crash ends connections and the polls on them; here only the service behind them is lost, so polls are kept short.
+    let options = WatchOptions { wait: Duration::from_secs(1), ..WatchOptions::default() };
+    let watch = RoutingWatch::spawn(client.clone(), options);
+    let service = Pretended::start(&client, &watch, 1, 10).await;
+    let info = until(&watch, |info| {
+        info.nodes.values().filter(|node| node.role() == MgmtdRole::StandBy).count() == 2
+    })
+    .await;
+    assert_eq!(info.nodes[&NodeId(100)].role(), MgmtdRole::Primary);
+
+    // A clean stop.
+    all.remove(0).stop().await;
+    let leads = |info: &RoutingInfo, but: u32| {
+        info.nodes.values().any(|node| node.role() == MgmtdRole::Primary && node.id != but)
+    };
+    until(&watch, |info| leads(info, 100)).await;
+    client.list_clients().await.unwrap();
+
+    // The next primary is lost without a word; what listens at its address does not matter to anyone.
+    let lost = all.iter().position(|running| running.service().is_primary()).unwrap();
+    let lost_number = if lost == 0 { 101 } else { 102 };
+    let lost = all.remove(lost);
+    lost.abort();
+    let begin = Instant::now();
+    client.list_clients().await.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(4), "two leases: {:?}", begin.elapsed());
+    let info = until(&watch, |info| leads(info, lost_number)).await;
+    assert_eq!(info.nodes[&NodeId(1)].state(), NodeState::Up);
+    service.stop().await;
+    for running in all {
+        running.stop().await;
+    }
 }

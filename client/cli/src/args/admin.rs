@@ -25,6 +25,13 @@ pub enum AdminCommand {
         #[arg(long)]
         degraded: bool,
     },
+    /// What an operator decides about one chain.
+    #[command(after_help = "Examples:\n  catena admin chain recover 7 --target 21 --accept-data-loss")]
+    Chain {
+        /// What.
+        #[command(subcommand)]
+        command: ChainCommand,
+    },
     /// Chain tables, which layouts refer to.
     #[command(
         after_help = "Examples:\n  catena admin tables\n  catena admin tables create --replicas 3 --min-nodes 5"
@@ -51,6 +58,28 @@ pub enum AdminCommand {
     /// Clients that have a session.
     #[command(after_help = "Examples:\n  catena admin clients")]
     Clients,
+}
+
+/// `catena admin chain`.
+#[derive(Subcommand, Debug)]
+pub enum ChainCommand {
+    /// Serve a chain whose last targets are lost from one that was taken out before them.
+    #[command(after_help = "Examples:
+  catena admin targets --chain 7
+  catena admin chain recover 7 --target 21 --accept-data-loss
+
+For a chain that nobody serves because the disks of its lastsrv targets are gone for good. What was written after the named target left the
+chain is lost. If such a disk may still be found, start its node with it instead: that loses nothing.")]
+    Recover {
+        /// The chain.
+        chain: u32,
+        /// The target to serve it from.
+        #[arg(long, value_name = "ID")]
+        target: u64,
+        /// What was written since the target left the chain may be lost.
+        #[arg(long)]
+        accept_data_loss: bool,
+    },
 }
 
 /// `catena admin tables`.
@@ -122,6 +151,7 @@ impl AdminCommand {
             AdminCommand::Nodes => "nodes",
             AdminCommand::Targets { .. } => "targets",
             AdminCommand::Chains { .. } => "chains",
+            AdminCommand::Chain { command: ChainCommand::Recover { .. } } => "chain recover",
             AdminCommand::Tables { command: None } => "tables",
             AdminCommand::Tables { command: Some(_) } => "tables create",
             AdminCommand::Routing => "routing",

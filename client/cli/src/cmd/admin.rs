@@ -3,12 +3,14 @@
 mod scrub;
 
 use catena_proto::ids::{ChainId, TargetId};
-use catena_proto::pb::{CreateTableRequest, NodeKind, NodeState, PublicState};
+use catena_proto::pb::{
+    CreateTableRequest, MgmtdRole, Node, NodeKind, NodeState, PublicState, RecoverChainRequest,
+};
 use catena_proto::routing::{RoutingInfo, Target};
 use serde_json::{Value, json};
 
 use crate::args::ClusterArgs;
-use crate::args::admin::{AdminCommand, TablesCommand};
+use crate::args::admin::{AdminCommand, ChainCommand, TablesCommand};
 use crate::connect;
 use crate::exit::{Exit, Failure, Result};
 use crate::output::Output;
@@ -22,6 +24,17 @@ pub async fn run(command: AdminCommand, cluster: &ClusterArgs, out: Output) -> R
     }
     if let AdminCommand::Scrub { command } = command {
         return scrub::run(command, cluster, out).await;
+    }
+    if let AdminCommand::Chain { command: ChainCommand::Recover { chain, target, accept_data_loss } } =
+        command
+    {
+        if !accept_data_loss {
+            let message =
+                format!("what was written after target {target} left chain {chain} is lost by this");
+            return Err(Failure::usage(message).hint("add --accept-data-loss to do it all the same"));
+        }
+        let request = RecoverChainRequest { chain, target, accept_data_loss, ..Default::default() };
+        return recover_chain(cluster, request, out).await;
     }
     if let AdminCommand::Tables {
         command: Some(TablesCommand::Create { replicas, min_nodes, targets_per_disk, table }),
@@ -57,7 +70,9 @@ pub async fn run(command: AdminCommand, cluster: &ClusterArgs, out: Output) -> R
         AdminCommand::Chains { degraded } => chains(&routing, out, degraded),
         AdminCommand::Tables { .. } => tables(&routing, out),
         AdminCommand::Routing => summary(&routing, out),
-        AdminCommand::Clients | AdminCommand::Scrub { .. } => unreachable!("answered above"),
+        AdminCommand::Clients | AdminCommand::Scrub { .. } | AdminCommand::Chain { .. } => {
+            unreachable!("answered above")
+        }
     }
     Ok(())
 }
@@ -81,6 +96,15 @@ fn node_state(state: NodeState) -> &'static str {
         NodeState::Up => "up",
         NodeState::Down => "down",
         NodeState::Unspecified => "unknown",
+    }
+}
+
+/// Of a mgmtd that runs: who answers, and who would take over.
+fn role(node: &Node) -> Option<&'static str> {
+    match (node.state(), node.role()) {
+        (NodeState::Up, MgmtdRole::Primary) => Some("primary"),
+        (NodeState::Up, MgmtdRole::StandBy) => Some("stand-by"),
+        _ => None,
     }
 }
 
@@ -128,7 +152,7 @@ fn nodes_json(routing: &RoutingInfo) -> Value {
             })
             .collect();
         json!({
-            "id": node.id, "kind": kind(node.kind()), "state": node_state(node.state()), "pid": node.pid,
+            "id": node.id, "kind": kind(node.kind()), "state": node_state(node.state()), "role": role(node), "pid": node.pid,
             "control": node.control_address, "data": node.data_address, "metrics": node.metrics_address,
             "domain": node.domain, "incarnation": format!("{:016x}", node.incarnation), "disks": disks,
         })
@@ -144,6 +168,7 @@ fn nodes(routing: &RoutingInfo, out: Output) {
         "NODE",
         "KIND",
         "STATE",
+        "ROLE",
         "ADDRESS",
         "METRICS",
         ">PID",
@@ -163,6 +188,7 @@ fn nodes(routing: &RoutingInfo, out: Output) {
             format!("n{}", node.id),
             kind(node.kind()).into(),
             node_state(node.state()).into(),
+            dash(role(node).unwrap_or_default()),
             dash(address),
             dash(&node.metrics_address),
             if node.pid == 0 { "-".into() } else { node.pid.to_string() },
@@ -323,6 +349,20 @@ async fn create_table(cluster: &ClusterArgs, request: CreateTableRequest, out: O
         table.replicas,
         reply.recovery_balance,
     ));
+    Ok(())
+}
+
+async fn recover_chain(cluster: &ClusterArgs, request: RecoverChainRequest, out: Output) -> Result<()> {
+    let (chain, target) = (request.chain, request.target);
+    let reply = connect::mgmtd(cluster)?.recover_chain(request).await.map_err(Failure::from)?;
+    if out.json {
+        out.object(json!({
+            "chain": chain, "target": target, "before": reply.before, "after": reply.after,
+            "routing_version": reply.routing_version,
+        }));
+        return Ok(());
+    }
+    out.say(format_args!("chain {chain}\n  was {}\n  is  {}", reply.before, reply.after));
     Ok(())
 }
 

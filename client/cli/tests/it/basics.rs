@@ -14,6 +14,7 @@ fn help_shows_examples_at_every_level() {
         "fs ls",
         "fs layout set",
         "admin chains",
+        "admin chain recover",
         "bench randread",
     ] {
         let help = run(catena(words.split_whitespace()).arg("--help")).good();
@@ -77,4 +78,10 @@ fn impossible_clusters_are_refused_before_anything_is_made() {
 fn usage_errors_have_their_own_status() {
     run(&mut catena(["fs", "frobnicate"])).bad(2, "frobnicate");
     run(&mut catena(["demo", "--size", "lots"])).bad(2, "is not a size");
+}
+
+#[test]
+fn data_is_not_given_up_without_a_word() {
+    let said = run(&mut catena(["admin", "chain", "recover", "7", "--target", "21"]));
+    said.bad(2, "--accept-data-loss");
 }
