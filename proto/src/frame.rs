@@ -23,6 +23,8 @@ pub mod method {
     pub const LIST_CHUNKS: u16 = 4;
     /// [`super::ScrubRequest`]; answer: [`super::ScrubHead`], then [`super::ScrubDisk`]s and [`super::ScrubDamage`]s.
     pub const SCRUB: u16 = 5;
+    /// [`super::ResyncsRequest`]; answer: up to [`super::MAX_ITEMS`] [`super::ResyncEntry`]s, by the target that is brought up to date.
+    pub const RESYNCS: u16 = 6;
     /// Methods from here on are between replicas.
     pub const PEER: u16 = 64;
 }
@@ -280,6 +282,82 @@ const _: () = {
     assert!(size_of::<ScrubHead>() == 8);
     assert!(size_of::<ScrubDisk>() == 104);
     assert!(size_of::<ScrubDamage>() == 32);
+};
+
+/// Asks a node how far it is in bringing other targets up to date.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ResyncsRequest {
+    /// First target of the answer.
+    pub from: U64,
+}
+
+/// How a resync session goes, as its sender sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum ResyncState {
+    /// Chunks are compared and sent.
+    Running = 1,
+    /// Something did not work; it is tried again.
+    HeldUp = 2,
+    /// Everything is there.
+    Done = 3,
+    /// The chain changed, or the sender left it: another session or another sender goes on.
+    BrokenOff = 4,
+}
+
+impl ResyncState {
+    /// From the wire.
+    pub fn from_code(code: u8) -> Option<ResyncState> {
+        Some(match code {
+            1 => ResyncState::Running,
+            2 => ResyncState::HeldUp,
+            3 => ResyncState::Done,
+            4 => ResyncState::BrokenOff,
+            _ => return None,
+        })
+    }
+    /// Nothing more will happen in it.
+    pub fn is_over(self) -> bool {
+        matches!(self, ResyncState::Done | ResyncState::BrokenOff)
+    }
+}
+
+/// A resync session that a node drives, or the last that it has driven, for one target.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ResyncEntry {
+    /// The sending target.
+    pub from: U64,
+    /// The one that is brought up to date.
+    pub to: U64,
+    /// Names the session: the chain version in which the target became syncing.
+    pub joined_at: U64,
+    /// Milliseconds that it has taken so far, or took.
+    pub elapsed_ms: U64,
+    /// Chunks looked at,
+    pub compared: U64,
+    /// of so many.
+    pub total: U64,
+    /// Chunks whose contents were sent.
+    pub sent: U64,
+    /// Chunks that needed nothing.
+    pub kept: U64,
+    /// Chunks that should not exist.
+    pub removed: U64,
+    /// Bytes of contents sent.
+    pub bytes: U64,
+    /// The chain.
+    pub chain: U32,
+    /// A [`ResyncState`].
+    pub state: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+const _: () = {
+    assert!(size_of::<ResyncsRequest>() == 8);
+    assert!(size_of::<ResyncEntry>() == 88);
     assert!(size_of::<WriteRequest>() == 64);
     assert!(size_of::<WriteReply>() == 24);
     assert!(size_of::<ReadItem>() == 32);

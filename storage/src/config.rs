@@ -53,9 +53,9 @@ pub struct Config {
     /// Lease until mgmtd has said its own. A service unanswered for half of it stops serving.
     #[serde(default = "default_lease", deserialize_with = "duration")]
     pub lease: Duration,
-    /// Bytes a second that resync may send from this node; 0: no limit.
-    #[serde(default = "default_resync_rate", deserialize_with = "bytes")]
-    pub resync_rate: u64,
+    /// What resync may move through this node.
+    #[serde(default, deserialize_with = "resync_rate")]
+    pub resync_rate: ResyncRate,
     /// Bytes a second that scrubbing reads from each disk at most; 0: no limit but the disk's other work.
     #[serde(default = "default_scrub_rate", deserialize_with = "bytes")]
     pub scrub_rate: u64,
@@ -78,6 +78,18 @@ pub enum IoBackend {
     Uring,
     /// A pool of threads.
     Threads,
+}
+
+/// What resync may move through a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ResyncRate {
+    /// As much as there is while no client wants anything, a share beside the clients otherwise.
+    #[default]
+    Adaptive,
+    /// As much as there is.
+    Unlimited,
+    /// Bytes a second.
+    Bytes(u64),
 }
 
 /// A configuration that cannot be used; names the key.
@@ -143,9 +155,6 @@ fn default_sums_cache() -> u64 {
 fn default_lease() -> Duration {
     Duration::from_secs(10)
 }
-fn default_resync_rate() -> u64 {
-    0
-}
 
 fn default_scrub_rate() -> u64 {
     50 << 20
@@ -174,17 +183,32 @@ enum NumberOrText {
 
 /// A size: a number of bytes, or text such as "512 MiB".
 fn bytes<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
-    let text = match NumberOrText::deserialize(input)? {
-        NumberOrText::Number(bytes) => return Ok(bytes),
-        NumberOrText::Text(text) => text,
-    };
-    let units = [("", 0), ("b", 0), ("kib", 10), ("mib", 20), ("gib", 30), ("tib", 40)];
-    with_unit(&text)
-        .and_then(|(number, unit)| {
-            let shift = units.iter().find(|(name, _)| unit.eq_ignore_ascii_case(name))?.1;
-            number.checked_mul(1 << shift)
-        })
-        .ok_or_else(|| D::Error::custom(format!("{text:?} is no size; write bytes or \"512 MiB\"")))
+    NumberOrText::deserialize(input)?.bytes()
+}
+
+impl NumberOrText {
+    fn bytes<E: serde::de::Error>(self) -> Result<u64, E> {
+        let text = match self {
+            NumberOrText::Number(bytes) => return Ok(bytes),
+            NumberOrText::Text(text) => text,
+        };
+        let units = [("", 0), ("b", 0), ("kib", 10), ("mib", 20), ("gib", 30), ("tib", 40)];
+        with_unit(&text)
+            .and_then(|(number, unit)| {
+                let shift = units.iter().find(|(name, _)| unit.eq_ignore_ascii_case(name))?.1;
+                number.checked_mul(1 << shift)
+            })
+            .ok_or_else(|| E::custom(format!("{text:?} is no size; write bytes or \"512 MiB\"")))
+    }
+}
+
+fn resync_rate<'de, D: Deserializer<'de>>(input: D) -> Result<ResyncRate, D::Error> {
+    match NumberOrText::deserialize(input)? {
+        NumberOrText::Text(text) if text == "adaptive" => Ok(ResyncRate::Adaptive),
+        given => {
+            given.bytes().map(|rate| if rate == 0 { ResyncRate::Unlimited } else { ResyncRate::Bytes(rate) })
+        }
+    }
 }
 
 /// A time such as "10s" or "500ms".
@@ -219,6 +243,23 @@ mod tests {
         assert_eq!(config.pool, 512 << 20);
         assert_eq!(config.io, IoBackend::Auto);
         assert_eq!((config.scrub_rate, config.scrub_interval), (50 << 20, Duration::from_secs(604_800)));
+    }
+
+    #[test]
+    fn resync_is_adaptive_unless_a_rate_is_given() {
+        let rate = |line: &str| {
+            let without: String = EXAMPLE
+                .lines()
+                .filter(|line| !line.starts_with("resync_rate"))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            toml::from_str::<Config>(&format!("{line}\n{without}")).map(|config| config.resync_rate)
+        };
+        assert_eq!(rate(""), Ok(ResyncRate::Adaptive));
+        assert_eq!(rate("resync_rate = \"adaptive\""), Ok(ResyncRate::Adaptive));
+        assert_eq!(rate("resync_rate = 0"), Ok(ResyncRate::Unlimited));
+        assert_eq!(rate("resync_rate = \"200 MiB\""), Ok(ResyncRate::Bytes(200 << 20)));
+        assert!(rate("resync_rate = \"fast\"").is_err());
     }
 
     #[test]

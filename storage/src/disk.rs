@@ -379,6 +379,11 @@ impl Disk {
 
     // --- resync ---
 
+    /// Chunks of a target, tombstones and those that only are pending included.
+    pub fn count(&self, target: TargetId) -> usize {
+        self.engine.count(target).unwrap_or_default()
+    }
+
     pub async fn install(
         &self,
         target: TargetId,

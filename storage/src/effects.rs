@@ -32,10 +32,10 @@ use catena_proto::status::Status;
 use parking_lot::MutexGuard;
 use tracing::error;
 
+use crate::full::{self, Full};
 use crate::node::Node;
 use crate::payload::Payload;
 use crate::peers::Lane;
-use crate::resync::{self, Full};
 use crate::session;
 use crate::target::{ReadWake, State, Target, WriteOutcome};
 use crate::wire::{self, Control, ForwardHead, Verdict};
@@ -114,7 +114,7 @@ impl Target {
             Outgoing::Forward { to, place, chain_version, forward } => {
                 self.forward(node, to, place, chain_version, forward);
             }
-            Outgoing::Full(full) => resync::send_full(self.clone(), node.clone(), full),
+            Outgoing::Full(full) => full::send_full(self.clone(), node.clone(), full),
             Outgoing::Control { to, item } => node.send_control(to, item),
             Outgoing::Fenced { to, chain_version, msg } => {
                 let msg = msg.open(|| self.lease_holds(node));

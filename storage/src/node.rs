@@ -24,11 +24,12 @@ use crate::disk::Disk;
 use crate::life::Membership;
 use crate::metrics::Metrics;
 use crate::peers::{Peers, Verdicts};
+use crate::progress::Sessions;
 use crate::repair::Repairs;
-use crate::resync::Throttle;
 use crate::service::ADOPTION_WAIT;
 use crate::ship::Shipping;
 use crate::target::{StoreView, Target};
+use crate::throttle::Throttle;
 use crate::wire::{Control, Verdict};
 
 /// Between one look at what was not answered and the next: well above a round trip under load, because what was only slow is sent
@@ -54,6 +55,8 @@ pub(crate) struct Node {
     pub shipping: Shipping,
     pub throttle: Throttle,
     pub repairs: Repairs,
+    /// Resyncs that this node drives or has driven.
+    pub sessions: Sessions,
     routing: RoutingWatch,
     /// Kept by the heartbeats, which begin after the address is known; no target exists before it is set.
     lease: OnceLock<Lease>,
@@ -85,6 +88,7 @@ impl Node {
             shipping,
             throttle,
             repairs: Repairs::default(),
+            sessions: Sessions::default(),
             routing,
             lease: OnceLock::new(),
             disks,

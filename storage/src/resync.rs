@@ -9,31 +9,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use catena_craq::{ChunkSummary, Decision, DumpEntry, Forward, decide};
+use catena_craq::{ChunkSummary, Decision, DumpEntry, decide};
 use catena_net::{Call, Reply, Segment};
-use catena_proto::frame::{self, MAX_ITEMS};
+use catena_proto::frame::{self, MAX_ITEMS, ResyncState};
 use catena_proto::ids::*;
 use catena_proto::status::Status;
 use catena_rt::AbortHandle;
-use catena_rt::time::{Instant, sleep, sleep_until};
+use catena_rt::time::{Instant, sleep};
 use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
+use futures_util::future::try_join;
+use futures_util::stream::{self, FuturesUnordered};
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 use zerocopy::IntoBytes;
 
 use crate::disk::{At, Listed};
-use crate::metrics::ResyncMetrics;
 use crate::node::Node;
-use crate::payload::Payload;
 use crate::peers::Lane;
-use crate::ship::{Shipped, Unshipped, ship};
+use crate::progress::Progress;
+use crate::ship::{Haste, Shipped, Unshipped, ship};
 use crate::target::Target;
 use crate::wire::{self, BaseHead, Decided, DumpRange, DumpReply, Dumped, SyncHead, TagEntry, Verdict, Word};
 
 /// Chunks looked at together.
 const PAGE: usize = 256;
-/// Bases under way at once.
-const WINDOW: usize = 8;
+/// Bases of one chain under way at once. Their bytes are bounded for the whole node, in `ship`.
+const WINDOW: usize = 16;
+/// Checksums looked up at once: each may take a trip to the disk.
+const LOOKUPS: usize = 16;
 /// How long one resync call may take: a base waits for the target's memory and disk.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Before something refused is tried again.
@@ -41,55 +44,13 @@ const PAUSE: Duration = Duration::from_millis(20);
 const LONG_PAUSE: Duration = Duration::from_millis(500);
 
 /// A running walk; dropping it ends it.
-pub(crate) struct Driver(AbortHandle);
+pub(crate) struct Driver(AbortHandle, Arc<Progress>);
 
 impl Drop for Driver {
     fn drop(&mut self) {
         self.0.abort();
+        self.1.break_off();
     }
-}
-
-/// A full forward that was asked for.
-pub(crate) struct Full {
-    pub to: TargetId,
-    pub place: usize,
-    pub chain_version: ChainVersion,
-    pub chunk: ChunkId,
-    pub id: VersionId,
-    pub tag: Option<Tag>,
-    pub full: bool,
-    pub first: bool,
-    pub durable: ChunkVersion,
-}
-
-/// Reads a chunk as of a pending version and sends it to the syncing successor.
-pub(crate) fn send_full(target: Arc<Target>, node: Arc<Node>, full: Full) {
-    catena_rt::spawn(async move {
-        let (to, chain_version, chunk) = (full.to, full.chain_version, full.chunk);
-        let sent = ship_full(&target, &node, full).await;
-        target.full_is_over(&node, chunk);
-        if let Some(answered) = sent {
-            target.forward_answered(&node, to, chain_version, chunk, answered).await;
-        }
-    });
-}
-
-/// The successor's verdict if it was asked, or what stands for one; `None` if there is nothing to send.
-async fn ship_full(target: &Arc<Target>, node: &Arc<Node>, full: Full) -> Option<Option<Verdict>> {
-    let Full { to, place, chain_version, chunk, id, tag, full, first, durable } = full;
-    let shipped = match ship(target, node, to, chunk, At::Version(id)).await {
-        Ok(shipped) => shipped,
-        // Committed and overtaken: the tail, which is the successor, has it. Or not durable yet: the next tick asks again.
-        Err(Unshipped::Gone) => return None,
-        Err(Unshipped::Unreadable(error)) => {
-            target.disk.read_failed(node, target, chunk, &error);
-            return None;
-        }
-        Err(Unshipped::Refused(status)) => return Some(Some(Verdict::new(status, false))),
-    };
-    let payload = Payload::whole(&shipped);
-    let forward = Forward { chunk, id, tag, payload, full, first, durable };
-    Some(target.send_forward(node, to, place, chain_version, forward).await)
 }
 
 /// Begins to bring the syncing successor up to date.
@@ -100,17 +61,17 @@ pub(crate) fn drive(
     cv: ChainVersion,
     joined_at: ChainVersion,
 ) -> Driver {
+    let gauges = || node.metrics.resync(to.0);
+    let progress = node.sessions.of(target.chain, target.id, to, joined_at, gauges);
     let walk = Walk {
-        gauges: node.metrics.resync(to.0),
+        progress: progress.clone(),
         target: target.clone(),
         node: node.clone(),
         to,
         chain_version: cv,
         joined_at,
-        sent_chunks: 0,
-        sent_bytes: 0,
     };
-    Driver(catena_rt::spawn(walk.run()).abort_handle())
+    Driver(catena_rt::spawn(walk.run()).abort_handle(), progress)
 }
 
 struct Walk {
@@ -119,9 +80,7 @@ struct Walk {
     to: TargetId,
     chain_version: ChainVersion,
     joined_at: ChainVersion,
-    gauges: ResyncMetrics,
-    sent_chunks: u64,
-    sent_bytes: u64,
+    progress: Arc<Progress>,
 }
 
 /// Why a walk does not go on.
@@ -133,7 +92,7 @@ enum Stop {
 }
 
 impl Walk {
-    async fn run(mut self) {
+    async fn run(self) {
         let (target, to) = (self.target.id, self.to);
         info!(%target, chain = %self.target.chain, successor = %to, joined_at = self.joined_at.0, "bringing the successor up to date");
         let begun = Instant::now();
@@ -141,12 +100,14 @@ impl Walk {
         loop {
             match self.once().await {
                 Ok(()) => {
-                    let took = begun.elapsed();
-                    info!(%target, chain = %self.target.chain, successor = %to, chunks = self.sent_chunks, bytes = self.sent_bytes, ?took, "the successor is up to date");
+                    let (took, (chunks, bytes)) = (begun.elapsed(), self.progress.sums());
+                    self.progress.set(ResyncState::Done);
+                    info!(%target, chain = %self.target.chain, successor = %to, chunks, bytes, ?took, "the successor is up to date");
                     return;
                 }
-                Err(Stop::Over) => return,
+                Err(Stop::Over) => return self.progress.break_off(),
                 Err(Stop::Again(status)) => {
+                    self.progress.set(ResyncState::HeldUp);
                     if told.replace(status) != Some(status) {
                         warn!(%target, successor = %to, %status, "the resync is held up; trying on");
                     }
@@ -157,22 +118,11 @@ impl Walk {
     }
 
     /// One walk over all chunks, the tags, and the end.
-    async fn once(&mut self) -> Result<(), Stop> {
-        self.gauges.chunks.set(0);
-        let mut from = ChunkId::default();
-        loop {
-            let (theirs, end) = self.dump(from).await?;
-            let last = theirs.back().map(|entry| entry.chunk);
-            let upper = match last {
-                Some(last) if !end => Bound::Included(last),
-                _ => Bound::Unbounded,
-            };
-            self.compare(from, upper, theirs).await?;
-            match last.and_then(next) {
-                Some(next) if !end => from = next,
-                _ => break,
-            }
-        }
+    async fn once(&self) -> Result<(), Stop> {
+        self.progress.walk(self.target.disk.count(self.target.id) as u64);
+        // Contents are on their way while the next pages are compared.
+        let (bases, to_send) = mpsc::channel(PAGE);
+        try_join(self.walk(bases), self.send_bases(to_send)).await?;
         self.tags().await?;
         // What was needed may still be on its way to being committed.
         for _ in 0..50 {
@@ -183,6 +133,24 @@ impl Walk {
             }
         }
         Err(Stop::Again(Status::NotYet))
+    }
+
+    /// Goes over both sides' chunks, page by page; what has to be sent goes to `bases`.
+    async fn walk(&self, bases: mpsc::Sender<ChunkId>) -> Result<(), Stop> {
+        let mut from = ChunkId::default();
+        loop {
+            let (theirs, end) = self.dump(from).await?;
+            let last = theirs.back().map(|entry| entry.chunk);
+            let upper = match last {
+                Some(last) if !end => Bound::Included(last),
+                _ => Bound::Unbounded,
+            };
+            self.compare(from, upper, theirs, &bases).await?;
+            match last.and_then(next) {
+                Some(next) if !end => from = next,
+                _ => return Ok(()),
+            }
+        }
     }
 
     fn head(&self) -> SyncHead {
@@ -224,48 +192,45 @@ impl Walk {
         Ok((entries.iter().map(Dumped::entry).collect(), head.end.get() != 0 || entries.is_empty()))
     }
 
-    /// Compares what both have between two chunks, and sends what differs.
+    /// Compares what both have between two chunks: words go out at once, what needs a base goes to `bases`.
     async fn compare(
-        &mut self,
+        &self,
         from: ChunkId,
         upper: Bound<ChunkId>,
         mut theirs: VecDeque<DumpEntry>,
+        bases: &mpsc::Sender<ChunkId>,
     ) -> Result<(), Stop> {
         let mut cursor = Bound::Included(from);
         loop {
             let mine = self.target.disk.list(self.target.id, cursor, upper, PAGE);
             let full = mine.len() == PAGE;
             let until = mine.last().map(|listed| listed.chunk).filter(|_| full);
-            let mut mine: VecDeque<Listed> = mine.into();
+            let pairs = merge(mine.into(), &mut theirs, until);
+            let decisions = stream::iter(pairs).map(|Pair { chunk, mine, theirs }| async move {
+                (self.decide(chunk, mine, theirs).await, mine.is_some_and(|mine| mine.tombstone))
+            });
+            let decisions: Vec<_> = decisions.buffered(LOOKUPS).collect().await;
             let mut words = Vec::new();
-            let mut bases = Vec::new();
-            loop {
-                // The smaller of both heads; theirs only as far as mine are known.
-                let my = mine.front().map(|listed| listed.chunk);
-                let their = theirs
-                    .front()
-                    .map(|entry| entry.chunk)
-                    .filter(|&chunk| until.is_none_or(|until| chunk <= until));
-                let chunk = match (my, their) {
-                    (None, None) => break,
-                    (Some(my), Some(their)) => my.min(their),
-                    (Some(chunk), None) | (None, Some(chunk)) => chunk,
-                };
-                let listed = if my == Some(chunk) { mine.pop_front() } else { None };
-                let entry = if their == Some(chunk) { theirs.pop_front() } else { None };
-                self.gauges.chunks.inc();
-                match self.decide(chunk, listed, entry).await {
-                    Some(word @ Word { decision: Decision::Base(_), .. })
-                        if !listed.is_some_and(|listed| listed.tombstone) =>
-                    {
-                        bases.push(word.chunk);
+            let mut unlike = Vec::new();
+            for (word, tombstone) in decisions {
+                self.progress.compared();
+                match word {
+                    Some(Word { chunk, decision: Decision::Base(_), .. }) if !tombstone => unlike.push(chunk),
+                    Some(word) => {
+                        match word.decision {
+                            Decision::Keep(_) => self.progress.kept(),
+                            Decision::Base(_) | Decision::Absent => self.progress.removed(),
+                        }
+                        words.push(word);
                     }
-                    Some(word) => words.push(word),
-                    None => {}
+                    None => self.progress.kept(),
                 }
             }
-            bases.extend(self.send_words(&words).await?);
-            self.send_bases(bases).await?;
+            unlike.extend(self.send_words(&words).await?);
+            for chunk in unlike {
+                // Closed only when sending has failed, which ends the walk.
+                bases.send(chunk).await.map_err(|_| Stop::Over)?;
+            }
             match until {
                 Some(until) => cursor = Bound::Excluded(until),
                 None => return Ok(()),
@@ -310,7 +275,7 @@ impl Walk {
     }
 
     /// Sends words without contents. Chunks that changed since they were dumped come back: they need a base.
-    async fn send_words(&mut self, words: &[Word]) -> Result<Vec<ChunkId>, Stop> {
+    async fn send_words(&self, words: &[Word]) -> Result<Vec<ChunkId>, Stop> {
         let mut bases = Vec::new();
         let mut waiting: Vec<Word> = words.to_vec();
         while !waiting.is_empty() {
@@ -339,39 +304,28 @@ impl Walk {
         Ok(bases)
     }
 
-    /// Sends the contents of chunks, several at once.
-    async fn send_bases(&mut self, chunks: Vec<ChunkId>) -> Result<(), Stop> {
-        let mut chunks = chunks.into_iter();
+    /// Sends the contents of the chunks that come, several at once.
+    async fn send_bases(&self, mut chunks: mpsc::Receiver<ChunkId>) -> Result<(), Stop> {
         let mut under_way = FuturesUnordered::new();
-        let (mut sent_chunks, mut sent_bytes) = (0, 0);
-        let this = &*self;
-        loop {
-            while under_way.len() < WINDOW
-                && let Some(chunk) = chunks.next()
-            {
-                under_way.push(this.send_base(chunk));
-            }
-            match under_way.next().await {
-                None => break,
-                Some(sent) => {
-                    sent_chunks += 1;
-                    sent_bytes += sent?;
-                }
+        let mut more = true;
+        while more || !under_way.is_empty() {
+            tokio::select! {
+                biased;
+                Some(sent) = under_way.next(), if !under_way.is_empty() => sent?,
+                chunk = chunks.recv(), if more && under_way.len() < WINDOW => match chunk {
+                    Some(chunk) => under_way.push(self.send_base(chunk)),
+                    None => more = false,
+                },
             }
         }
-        drop(under_way);
-        self.sent_chunks += sent_chunks;
-        self.sent_bytes += sent_bytes;
-        self.gauges.sent.set(self.sent_chunks as i64);
-        self.gauges.bytes.set(self.sent_bytes as i64);
         Ok(())
     }
 
-    /// Sends one chunk as it is committed now; returns the bytes.
-    async fn send_base(&self, chunk: ChunkId) -> Result<u64, Stop> {
+    /// Sends one chunk as it is committed now.
+    async fn send_base(&self, chunk: ChunkId) -> Result<(), Stop> {
         loop {
             let (target, node) = (&self.target, &self.node);
-            let shipped = match ship(target, node, self.to, chunk, At::Committed).await {
+            let shipped = match ship(target, node, self.to, chunk, At::Committed, Haste::Beside).await {
                 Ok(shipped) => shipped,
                 // Gone since it was listed, without a trace: absent.
                 Err(Unshipped::Gone) => return self.send_word(chunk, Decision::Absent).await,
@@ -388,17 +342,21 @@ impl Walk {
                 node.throttle.take(u64::from(shipped.length)).await;
             }
             match self.base(chunk, &shipped).await {
-                Ok(()) => return Ok(u64::from(shipped.length)),
+                Ok(()) => {
+                    self.progress.sent(u64::from(shipped.length));
+                    return Ok(());
+                }
                 Err(Stop::Again(Status::NotYet | Status::Damaged)) => sleep(PAUSE).await,
                 Err(stop) => return Err(stop),
             }
         }
     }
 
-    async fn send_word(&self, chunk: ChunkId, decision: Decision) -> Result<u64, Stop> {
+    async fn send_word(&self, chunk: ChunkId, decision: Decision) -> Result<(), Stop> {
+        self.progress.removed();
         let word = Decided::new(&Word { chunk, decision, need: self.last_staged(chunk) });
         let reply = self.ask(wire::DECIDE, word.as_bytes(), Vec::new()).await?;
-        verdict(&reply.body).map(|()| 0)
+        verdict(&reply.body)
     }
 
     async fn base(&self, chunk: ChunkId, shipped: &Shipped) -> Result<(), Stop> {
@@ -444,38 +402,31 @@ fn verdict(body: &Bytes) -> Result<(), Stop> {
     }
 }
 
+/// A chunk that one side or both have.
+struct Pair {
+    chunk: ChunkId,
+    mine: Option<Listed>,
+    theirs: Option<DumpEntry>,
+}
+
+/// Puts both sides' chunks side by side, in order; theirs only as far as mine are known.
+fn merge(mut mine: VecDeque<Listed>, theirs: &mut VecDeque<DumpEntry>, until: Option<ChunkId>) -> Vec<Pair> {
+    let mut pairs = Vec::with_capacity(mine.len());
+    loop {
+        let my = mine.front().map(|listed| listed.chunk);
+        let their = theirs.front().map(|entry| entry.chunk);
+        let their = their.filter(|&chunk| until.is_none_or(|until| chunk <= until));
+        let Some(chunk) = my.into_iter().chain(their).min() else { return pairs };
+        let mine = if my == Some(chunk) { mine.pop_front() } else { None };
+        let theirs = if their == Some(chunk) { theirs.pop_front() } else { None };
+        pairs.push(Pair { chunk, mine, theirs });
+    }
+}
+
 /// The chunk behind `chunk` in order.
 fn next(chunk: ChunkId) -> Option<ChunkId> {
     match chunk.index.checked_add(1) {
         Some(index) => Some(ChunkId { index, ..chunk }),
         None => Some(ChunkId { inode: InodeId(chunk.inode.0.checked_add(1)?), index: 0 }),
-    }
-}
-
-/// A byte budget that refills with time: what resync may send.
-pub(crate) struct Throttle {
-    rate: u64,
-    ready_at: parking_lot::Mutex<Option<Instant>>,
-}
-
-impl Throttle {
-    /// `rate` bytes a second; 0: no limit.
-    pub fn new(rate: u64) -> Throttle {
-        Throttle { rate, ready_at: Default::default() }
-    }
-
-    /// Waits until `bytes` may go.
-    pub async fn take(&self, bytes: u64) {
-        if self.rate == 0 {
-            return;
-        }
-        let cost = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
-        let start = {
-            let mut ready_at = self.ready_at.lock();
-            let start = ready_at.unwrap_or_else(Instant::now).max(Instant::now());
-            *ready_at = Some(start + cost);
-            start
-        };
-        sleep_until(start).await;
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use catena_buf::PoolClass;
 use catena_net::{Incoming, PeerId, Responder, Service};
-use catena_proto::frame::{self, method};
+use catena_proto::frame::{self, ResyncsRequest, method};
 use catena_proto::ids::*;
 use catena_proto::status::Status;
 use futures_util::future::BoxFuture;
@@ -51,14 +51,19 @@ impl Service for FrontDoor {
                 method::WRITE => OpKind::Write,
                 method::READ => OpKind::Read,
                 method::LAST_CHUNK | method::LIST_CHUNKS => OpKind::Chunks,
-                method::SCRUB => OpKind::Admin,
+                method::SCRUB | method::RESYNCS => OpKind::Admin,
                 wire::CONTROL => OpKind::Control,
                 wire::FORWARD_HOP1..=wire::FORWARD_HOP3 => OpKind::Forward,
                 wire::DUMP..=wire::SPOOL => OpKind::Resync,
                 _ => return responder.status(Status::UnknownMethod),
             };
             let _in_flight = node.metrics.begin(kind);
+            let foreground = matches!(kind, OpKind::Write | OpKind::Read | OpKind::Forward);
+            let foreground = foreground.then(|| node.throttle.foreground());
             let (status, bytes) = answer(&node, kind, request, room, responder).await;
+            if let Some(foreground) = foreground {
+                foreground.moved(bytes);
+            }
             node.metrics.done(kind, status, bytes, node.clock.monotonic().since(begun));
         })
     }
@@ -83,6 +88,7 @@ async fn answer(
         OpKind::Write => write::write(node, request).await,
         OpKind::Read => read::batch(node, request.body, &room, request.deadline).await,
         OpKind::Chunks => (chunks::answer(node, request.method, request.body).await, 0),
+        OpKind::Admin if request.method == method::RESYNCS => (resyncs(node, &request.body), 0),
         OpKind::Admin => (scrub_orders::answer(node, &request.body), 0),
         // Messages between replicas are believed: only nodes may send them.
         _ if !from_node => (only(Status::NotPermitted), 0),
@@ -93,6 +99,14 @@ async fn answer(
     let (status, body, data) = answer;
     responder.send(status, body, data);
     (status, bytes)
+}
+
+/// How far this node is in bringing others up to date.
+fn resyncs(node: &Node, body: &[u8]) -> Answer {
+    match frame::take_one::<ResyncsRequest>(&mut &body[..]) {
+        Ok(request) => (Status::Ok, node.sessions.encode(TargetId(request.from.get())), Vec::new()),
+        Err(_) => only(Status::Malformed),
+    }
 }
 
 /// Messages without data: one verdict each.

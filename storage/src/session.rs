@@ -3,7 +3,9 @@
 //! Everything that changes the store here runs in a task of its own: a call that is given up half-way must not leave a chunk marked as
 //! being installed.
 
+use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use catena_buf::IoBuf;
@@ -13,7 +15,9 @@ use catena_net::Incoming;
 use catena_proto::frame::{self, MAX_ITEMS};
 use catena_proto::ids::*;
 use catena_proto::status::Status;
-use std::ops::Bound;
+use catena_rt::time::{sleep, timeout};
+use futures_util::StreamExt;
+use futures_util::stream;
 use tracing::{info, warn};
 use zerocopy::IntoBytes;
 
@@ -25,6 +29,11 @@ use crate::ship;
 use crate::target::Target;
 use crate::wire::{self, BaseHead, Decided, DumpRange, DumpReply, Dumped, SyncHead, TagEntry, Verdict, Word};
 use crate::write::pull;
+
+/// How long the answer to a base may be held back for the sake of clients.
+const HOLD_BACK: Duration = Duration::from_secs(5);
+/// Checksums looked up at once: each may take a trip to the disk.
+const LOOKUPS: usize = 16;
 
 /// A resync message's frame: who it is for and in which session.
 struct Frame {
@@ -44,7 +53,7 @@ pub(crate) fn begin(target: Arc<Target>, node: Arc<Node>, joined_at: ChainVersio
         };
         // A stage that was begun before the session is still a write to the store.
         while target.is_staging() {
-            catena_rt::time::sleep(std::time::Duration::from_millis(1)).await;
+            sleep(Duration::from_millis(1)).await;
         }
         if !current() {
             return;
@@ -135,6 +144,8 @@ async fn answer(node: &Arc<Node>, method: u16, body: &[u8], data: Vec<IoBuf>) ->
             if transfer != 0 && status == Status::Ok {
                 node.shipping.finished(from, transfer);
             }
+            // Not for ever: the sender's patience is no longer than its call.
+            let _ = timeout(HOLD_BACK, node.throttle.take(u64::from(head.length.get()))).await;
             Ok(Bytes::copy_from_slice(Verdict::new(status, false).as_bytes()))
         }
         wire::TAGS => {
@@ -170,7 +181,7 @@ async fn dump(node: &Node, frame: &Frame, range: &DumpRange) -> Result<Bytes, St
     let reply = DumpReply { end: u32::from(listed.len() < limit).into(), reserved: 0.into() };
     let mut out = BytesMut::with_capacity(8 + 40 * listed.len());
     out.put_slice(reply.as_bytes());
-    for chunk in listed {
+    let entries = stream::iter(listed).map(|chunk| async move {
         let complete = target.state().replica.is_synced(chunk.chunk);
         let (checksum, unreadable) = if complete || chunk.tombstone {
             (0, false)
@@ -193,7 +204,11 @@ async fn dump(node: &Node, frame: &Frame, range: &DumpRange) -> Result<Bytes, St
             pending: chunk.pending > 0,
             complete,
         };
-        out.put_slice(Dumped::new(&entry, unreadable).as_bytes());
+        Dumped::new(&entry, unreadable)
+    });
+    let mut entries = std::pin::pin!(entries.buffered(LOOKUPS));
+    while let Some(entry) = entries.next().await {
+        out.put_slice(entry.as_bytes());
     }
     Ok(out.freeze())
 }

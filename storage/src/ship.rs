@@ -25,6 +25,8 @@ use crate::request::{self, MAX_IO};
 use crate::target::Target;
 use crate::wire::{self, SpoolHead};
 
+/// What memory under way is counted in.
+const UNIT: u32 = 64 << 10;
 /// Transfers that may be under way to this node.
 const TRANSFERS: usize = 64;
 /// A transfer that nobody went on with for so long is given up.
@@ -60,7 +62,7 @@ pub(crate) enum Unshipped {
 
 /// The sending node's bounds, and the receiving node's transfers under way.
 pub(crate) struct Shipping {
-    /// One permit a part in memory: what is read here waits for the receiver's memory while it holds some of this node's, so it may
+    /// A permit for every [`UNIT`] in memory: what is read here waits for the receiver's memory while it holds some of this node's, so it may
     /// never be all of it.
     memory: Arc<Semaphore>,
     next: AtomicU64,
@@ -78,9 +80,9 @@ impl Shipping {
     /// A quarter of the memory for local reads may be under way to syncing targets.
     pub fn new(pool: &PoolStats) -> Shipping {
         let local = pool.classes[catena_buf::PoolClass::Local as usize].total;
-        let parts = (local / 4 / MAX_IO as usize).max(1);
+        let units = (local / 4).max(MAX_IO as usize) / UNIT as usize;
         Shipping {
-            memory: Arc::new(Semaphore::new(parts)),
+            memory: Arc::new(Semaphore::new(units)),
             next: AtomicU64::new(1),
             arriving: Mutex::default(),
         }
@@ -109,6 +111,15 @@ impl Shipping {
     }
 }
 
+/// Whether contents are on their way for a client or for a rebuild.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Haste {
+    /// A client waits for them.
+    Now,
+    /// Beside what clients do.
+    Beside,
+}
+
 /// Reads a chunk as of a version and ships what does not fit into one message.
 pub(crate) async fn ship(
     target: &Target,
@@ -116,12 +127,14 @@ pub(crate) async fn ship(
     to: TargetId,
     chunk: ChunkId,
     at: At,
+    haste: Haste,
 ) -> Result<Shipped, Unshipped> {
     let unread = |error: EngineError| {
         if is_gone(&error) { Unshipped::Gone } else { Unshipped::Unreadable(error) }
     };
     for _ in 0..ATTEMPTS {
-        let memory = node.shipping.memory.clone().acquire_owned().await;
+        let bytes = target.disk.committed_length(target.id, chunk).clamp(1, MAX_IO);
+        let memory = node.shipping.memory.clone().acquire_many_owned(bytes.div_ceil(UNIT)).await;
         let Ok(memory) = memory else { return Err(Unshipped::Refused(Status::ShuttingDown)) };
         let Part { version, length, tombstone, data, crcs } =
             target.disk.part(target.id, chunk, at, 0).await.map_err(unread)?;
@@ -135,7 +148,9 @@ pub(crate) async fn ship(
                 return Err(Unshipped::Gone);
             };
             let size = part.len() as u32;
-            node.throttle.take(u64::from(size)).await;
+            if haste == Haste::Beside {
+                node.throttle.take(u64::from(size)).await;
+            }
             send_part(target, node, to, transfer, length, offset, part, &crcs)
                 .await
                 .map_err(Unshipped::Refused)?;

@@ -25,10 +25,10 @@ use crate::disk::{Directories, Disk, DiskSource, reserve};
 use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::peers::Peers;
-use crate::resync::Throttle;
 use crate::scrub::Scrub;
 use crate::service::FrontDoor;
 use crate::ship::Shipping;
+use crate::throttle::Throttle;
 use crate::{repair, scrubber, sweep};
 
 /// How long a clean stop waits for requests that are under way.

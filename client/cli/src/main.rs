@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod pump;
 mod replicas;
+mod resyncs;
 mod signals;
 mod supervise;
 mod table;

@@ -37,6 +37,7 @@ mod nodes;
 mod options;
 mod pause;
 mod read;
+mod resyncs;
 mod scrub;
 mod write;
 

@@ -413,6 +413,12 @@ impl Engine {
             .collect())
     }
 
+    /// Chunks of a target, tombstones and those that exist only as pendings included.
+    pub fn count(&self, target: TargetId) -> Result<usize> {
+        let state = self.core.state.lock();
+        state.targets.get(&target).map(|of| of.chunks.len()).ok_or(EngineError::NoSuchTarget(target))
+    }
+
     // --- contents ---
 
     /// Reads into a buffer of class `Local`. Short at the end of the chunk, empty behind it; `NotFound` for an absent or removed one.

@@ -55,6 +55,18 @@ pub enum AdminCommand {
         #[command(subcommand)]
         command: ScrubCommand,
     },
+    /// Replicas that are being brought up to date: how far, how fast, how long it will take.
+    #[command(after_help = "Examples:
+  catena admin resync
+  catena admin resync --all
+  watch -n 1 catena admin resync
+
+A target that is waiting has its turn when the one before it in its chain is done.")]
+    Resync {
+        /// Also the last finished session of every target that serves.
+        #[arg(long)]
+        all: bool,
+    },
     /// Clients that have a session.
     #[command(after_help = "Examples:\n  catena admin clients")]
     Clients,
@@ -158,6 +170,7 @@ impl AdminCommand {
             AdminCommand::Scrub { command: ScrubCommand::Start { .. } } => "scrub start",
             AdminCommand::Scrub { command: ScrubCommand::Status { .. } } => "scrub status",
             AdminCommand::Scrub { command: ScrubCommand::Stop { .. } } => "scrub stop",
+            AdminCommand::Resync { .. } => "resync",
             AdminCommand::Clients => "clients",
         }
     }

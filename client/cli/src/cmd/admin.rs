@@ -14,6 +14,7 @@ use crate::args::admin::{AdminCommand, ChainCommand, TablesCommand};
 use crate::connect;
 use crate::exit::{Exit, Failure, Result};
 use crate::output::Output;
+use crate::resyncs;
 use crate::table::Table;
 use crate::units;
 
@@ -51,6 +52,10 @@ pub async fn run(command: AdminCommand, cluster: &ClusterArgs, out: Output) -> R
         };
         return create_table(cluster, request, out).await;
     }
+    if let AdminCommand::Resync { all } = command {
+        let catena = connect::client(cluster).await?;
+        return resyncs::show(&catena, cluster.contact(), all, out).await;
+    }
     let routing = connect::routing(cluster).await?;
     match command {
         AdminCommand::Nodes => nodes(&routing, out),
@@ -70,7 +75,10 @@ pub async fn run(command: AdminCommand, cluster: &ClusterArgs, out: Output) -> R
         AdminCommand::Chains { degraded } => chains(&routing, out, degraded),
         AdminCommand::Tables { .. } => tables(&routing, out),
         AdminCommand::Routing => summary(&routing, out),
-        AdminCommand::Clients | AdminCommand::Scrub { .. } | AdminCommand::Chain { .. } => {
+        AdminCommand::Clients
+        | AdminCommand::Scrub { .. }
+        | AdminCommand::Chain { .. }
+        | AdminCommand::Resync { .. } => {
             unreachable!("answered above")
         }
     }
