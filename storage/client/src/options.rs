@@ -11,6 +11,9 @@ pub struct Options {
     pub write_attempt: Duration,
     /// Longest wait for one answer to a read before another replica is asked. Default 3 s.
     pub read_attempt: Duration,
+    /// A read that has waited so long is asked of another replica too, and the first answer counts: a node that hangs with its connections
+    /// open costs this once, and then nothing for as long as it is suspect. Default 250 ms.
+    pub read_hedge: Duration,
     /// Longest wait for a connection. Default 2 s.
     pub connect: Duration,
     /// Connections to each node, used in turn. Default 1.
@@ -33,6 +36,7 @@ impl Default for Options {
             deadline: Duration::from_secs(30),
             write_attempt: Duration::from_secs(10),
             read_attempt: Duration::from_secs(3),
+            read_hedge: Duration::from_millis(250),
             connect: Duration::from_secs(2),
             connections: 1,
             channels: 256,

@@ -3,6 +3,8 @@
 //! A batch goes in rounds. Each round gives every open item a replica, sends one message a node (more if one would be too large), and
 //! sorts the answers: done, done for good with an error, or open with that replica struck off. A replica that failed in passing is
 //! struck off until every other one has been tried; one whose copy is corrupt, or whose disk failed, for the whole call.
+//!
+//! A node that only is silent is not waited for alone: after a while its items go to other replicas too, and the first answer counts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +21,9 @@ use catena_proto::layout::MAX_IO;
 use catena_proto::routing::{PublicState, RoutingInfo, Target};
 use catena_proto::status::{RetryClass, Status};
 use catena_rt::time::{Instant, timeout_at};
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use tracing::{debug, warn};
 use zerocopy::IntoBytes;
 
@@ -72,6 +76,8 @@ struct Item {
     broken: Vec<TargetId>,
     /// and those that did not this time.
     tried: Vec<TargetId>,
+    /// The one whose answer is waited for.
+    asked: Option<TargetId>,
     last: Option<StorageError>,
     done: Option<Result<ReadOut, StorageError>>,
 }
@@ -93,6 +99,9 @@ struct Message {
     bytes: u32,
     load: Vec<Load>,
 }
+
+/// Messages under way, also those whose items have been asked elsewhere meanwhile.
+type UnderWay<'a> = FuturesUnordered<BoxFuture<'a, (Message, Result<Vec<Answer>, NoReply>)>>;
 
 /// How an item that is still open goes on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,6 +138,7 @@ impl Item {
             into,
             broken: Vec::new(),
             tried: Vec::new(),
+            asked: None,
             last: None,
             done: None,
         };
@@ -152,6 +162,7 @@ impl Shared {
         let mut items: Vec<Item> = ops.into_iter().map(Item::new).collect();
         let mut pauses = self.pauses();
         let mut first = true;
+        let mut under_way = UnderWay::new();
         while items.iter().any(|item| item.done.is_none()) {
             let routing = self.routing.current();
             let (messages, mut pace) = self.assign(&mut items, &routing);
@@ -160,7 +171,7 @@ impl Shared {
                     add(&self.metrics.retries, messages.len() as u64);
                 }
                 first = false;
-                pace = self.round(&mut items, messages, deadline).await;
+                pace = self.round(&mut items, messages, &mut under_way, deadline).await;
             }
             if items.iter().all(|item| item.done.is_some()) {
                 break;
@@ -266,44 +277,87 @@ impl Shared {
         candidates[one].take()
     }
 
-    /// Sends the messages of a round side by side and sorts their answers.
-    async fn round(&self, items: &mut [Item], messages: Vec<Message>, deadline: Instant) -> Pace {
-        let mut pace = Pace::Now;
-        let sent = messages.into_iter().map(|mut message| {
-            let wanted: Vec<Wanted> = message
-                .choices
-                .iter()
-                .map(|choice| {
-                    let item = &mut items[choice.item];
-                    let (chain, chunk) = (item.chain, item.chunk);
-                    let (offset, length, into) = (item.offset, item.length, item.into.take());
-                    Wanted { chain, chunk, offset, length, into, version: choice.version }
-                })
-                .collect();
-            async move {
+    /// Sends the messages of a round side by side and sorts answers until no item waits for one any more.
+    async fn round<'a>(
+        &'a self,
+        items: &mut [Item],
+        messages: Vec<Message>,
+        under_way: &mut UnderWay<'a>,
+        deadline: Instant,
+    ) -> Pace {
+        for mut message in messages {
+            let mut wanted = Vec::with_capacity(message.choices.len());
+            for choice in &message.choices {
+                let item = &mut items[choice.item];
+                item.asked = Some(choice.target);
+                let (chain, chunk) = (item.chain, item.chunk);
+                let (offset, length, into) = (item.offset, item.length, item.into.take());
+                wanted.push(Wanted { chain, chunk, offset, length, into, version: choice.version });
+            }
+            under_way.push(Box::pin(async move {
                 let reply = self.send(&mut message, wanted, deadline).await;
                 (message, reply)
-            }
-        });
-        // Sequential polling of a handful of messages; a batch of one node, the usual case, is one.
-        for (message, reply) in join_all(sent).await {
-            match reply {
-                Ok(answers) => {
-                    for (choice, answer) in message.choices.iter().zip(answers) {
-                        pace =
-                            pace.max(self.sort(&mut items[choice.item], choice.target, message.id, answer));
+            }));
+        }
+        let mut pace = Pace::Now;
+        let hedge_at = Instant::now() + self.options.read_hedge;
+        let mut hedged = false;
+        while items.iter().any(|item| item.done.is_none() && item.asked.is_some()) {
+            let answered = if hedged {
+                under_way.next().await
+            } else {
+                match timeout_at(hedge_at, under_way.next()).await {
+                    Ok(answered) => answered,
+                    Err(_) => {
+                        hedged = true;
+                        self.hedge(items);
+                        continue;
                     }
                 }
-                Err(none) => {
-                    for choice in &message.choices {
-                        let item = &mut items[choice.item];
-                        let answer = Err((none.status, none.detail.clone()));
-                        pace = pace.max(self.sort(item, choice.target, message.id, answer));
-                    }
+            };
+            let Some((message, reply)) = answered else { break };
+            let mut answers = reply.map(Vec::into_iter);
+            for choice in &message.choices {
+                let answer = match &mut answers {
+                    Ok(answers) => answers.next().unwrap_or_else(|| Err((Status::Malformed, Box::default()))),
+                    Err(none) => Err((none.status, none.detail.clone())),
+                };
+                let item = &mut items[choice.item];
+                let awaited = item.asked == Some(choice.target);
+                if awaited {
+                    item.asked = None;
+                }
+                // A late answer is as good as any; a late failure has been counted when the item was asked elsewhere.
+                if item.done.is_none() && (awaited || answer.is_ok()) {
+                    pace = pace.max(self.sort(item, choice.target, message.id, answer));
                 }
             }
         }
         pace
+    }
+
+    /// Items that wait for a silent node may be asked elsewhere, if somebody is there who is not silent too. The node is suspect from
+    /// now on, until it answers.
+    fn hedge(&self, items: &mut [Item]) {
+        let routing = self.routing.current();
+        for item in items.iter_mut().filter(|item| item.done.is_none()) {
+            let Some(asked) = item.asked else { continue };
+            let elsewhere = routing.targets_in(item.chain, PublicState::Serving).any(|target| {
+                target.id != asked
+                    && !item.broken.contains(&target.id)
+                    && !item.tried.contains(&target.id)
+                    && routing.address(target).is_some()
+                    && !self.nodes.suspect(&self.nodes.get(target.node))
+            });
+            if elsewhere {
+                if let Some(target) = routing.targets.get(&asked) {
+                    self.nodes.accuse(&self.nodes.get(target.node));
+                }
+                debug!(chain = %item.chain, chunk = %item.chunk, silent = %asked, "a replica is silent; asking another too");
+                item.tried.push(asked);
+                item.asked = None;
+            }
+        }
     }
 
     /// What one answer means for its item.

@@ -145,6 +145,34 @@ async fn a_replica_that_hangs_costs_one_attempt_and_is_avoided_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_silent_node_delays_a_read_no_longer_than_the_hedge() {
+    let cluster = Cluster::new().await;
+    cluster.fill(0, b"data");
+    cluster.trick(2, &[Trick::Hang; 100]);
+    let mut longest = Duration::ZERO;
+    let start = Instant::now();
+    for _ in 0..50 {
+        let begun = Instant::now();
+        assert_eq!(read_one(&cluster, op(0, 0, 4)).await.unwrap(), b"data");
+        longest = longest.max(begun.elapsed());
+    }
+    let hedge = Options::default().read_hedge;
+    assert!(longest >= hedge && longest < hedge * 2, "{longest:?}");
+    assert!(start.elapsed() < hedge * 3, "the others are not sent there: {:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_every_replica_is_slow_a_read_waits_for_its_answer() {
+    let cluster = Cluster::new().await;
+    cluster.fill(0, b"data");
+    cluster.everywhere(&[Trick::Hang]);
+    let start = Instant::now();
+    assert_eq!(read_one(&cluster, op(0, 0, 4)).await.unwrap(), b"data");
+    // Three were silent, and each is asked once more only when its attempt is over.
+    assert!(start.elapsed() < Options::default().read_attempt * 2, "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_that_stays_silent_is_tried_ever_more_rarely_and_taken_back_when_it_answers() {
     let options = Options { read_attempt: Duration::from_millis(200), seed: 2, ..Options::default() };
     let cluster = Cluster::with(options).await;
