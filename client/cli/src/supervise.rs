@@ -97,6 +97,22 @@ impl Service {
         self.keep.send_replace(true);
     }
 
+    /// Kills it as a power cut would, and leaves it dead. Returns its process id.
+    pub async fn kill(&self) -> Option<u32> {
+        self.keep.send_replace(false);
+        let State::Running(pid) = self.state() else { return None };
+        signal(Some(pid), Signal::KILL);
+        let _ = self.state.clone().wait_for(|state| matches!(state, State::Down(_))).await;
+        Some(pid)
+    }
+
+    /// Stops its process where it is, without a word to anyone, or lets it go on.
+    pub fn freeze(&self, frozen: bool) {
+        if let State::Running(pid) = self.state() {
+            signal(Some(pid), if frozen { Signal::STOP } else { Signal::CONT });
+        }
+    }
+
     /// Asks it to stop; does not wait.
     pub fn begin_stop(&self) {
         self.stop.send_replace(true);

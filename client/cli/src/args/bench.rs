@@ -1,5 +1,6 @@
 //! `bench`: what is measured and how.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -33,6 +34,74 @@ pub enum BenchCommand {
   catena bench meta --files 20000 --threads 64
   catena bench meta --files 100000 --json")]
     Meta(MetaArgs),
+    /// Filling an empty disk again, and what clients keep of their speed meanwhile; in a cluster of its own.
+    #[command(after_help = "Examples:
+  catena bench resync
+  catena bench resync --size 8GiB --dir /mnt/nvme --json")]
+    Resync(ResyncArgs),
+    /// The time until writes and reads go on after a head's node is lost; in a cluster of its own.
+    #[command(after_help = "Examples:
+  catena bench failover
+  catena bench failover --pause --lease 10s --rounds 5")]
+    Failover(FailoverArgs),
+}
+
+/// Options of `bench resync`.
+#[derive(Args, Debug, Clone)]
+pub struct ResyncArgs {
+    /// Bytes in the file; each replica has its share of it.
+    #[arg(long, default_value = "2GiB", value_parser = parse_size, value_name = "SIZE")]
+    pub size: u64,
+    /// Storage nodes.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub nodes: u32,
+    /// Copies of every chunk.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub replicas: u32,
+    /// Bytes in a chunk.
+    #[arg(long, default_value = "1MiB", value_parser = parse_chunk_size, value_name = "SIZE")]
+    pub chunk_size: u32,
+    /// Bytes in one read or write of the clients.
+    #[arg(long, visible_alias = "bs", default_value = "1MiB", value_parser = parse_size, value_name = "SIZE")]
+    pub block_size: u64,
+    /// Reads or writes that the clients keep in flight.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub depth: usize,
+    /// Time over which the clients' own speed is taken.
+    #[arg(long, default_value = "5s", value_parser = parse_duration, value_name = "TIME")]
+    pub duration: Duration,
+    /// Where to make the cluster's directory [default: /var/tmp, or the current directory if that is no disk].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Keep the directory.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Options of `bench failover`.
+#[derive(Args, Debug, Clone)]
+pub struct FailoverArgs {
+    /// Losses, one after the other.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub rounds: u32,
+    /// How long a service may be silent before it counts as failed.
+    #[arg(long, default_value = "2s", value_parser = parse_duration, value_name = "TIME")]
+    pub lease: Duration,
+    /// Stop the process where it is (SIGSTOP) instead of killing it: its connections stay open and silent.
+    #[arg(long)]
+    pub pause: bool,
+    /// Storage nodes.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub nodes: u32,
+    /// Copies of every chunk.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub replicas: u32,
+    /// Where to make the cluster's directory [default: /var/tmp, or the current directory if that is no disk].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Keep the directory.
+    #[arg(long)]
+    pub keep: bool,
 }
 
 /// Options of the data benchmarks.
@@ -111,6 +180,8 @@ impl BenchCommand {
             BenchCommand::Randread(_) => "randread",
             BenchCommand::Randwrite(_) => "randwrite",
             BenchCommand::Meta(_) => "meta",
+            BenchCommand::Resync(_) => "resync",
+            BenchCommand::Failover(_) => "failover",
         }
     }
 }

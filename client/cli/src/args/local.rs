@@ -1,10 +1,11 @@
 //! `demo` and `dev`: clusters on this machine.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
-use crate::units::{parse_chunk_size, parse_size};
+use crate::units::{parse_chunk_size, parse_duration, parse_size};
 
 /// `catena demo`.
 #[derive(Args, Debug)]
@@ -62,6 +63,10 @@ pub struct DevArgs {
     /// Bytes that each disk may use [default: what the file system has].
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub disk_capacity: Option<u64>,
+    /// How long a service may be silent before it counts as failed: shorter notices failures sooner and forgives shorter pauses [default:
+    /// 10s].
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub lease: Option<Duration>,
     /// Log level of the services: error, warn, info, debug, trace.
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     pub log_level: String,

@@ -1,32 +1,38 @@
-//! `catena demo`: the main job end to end, in one command, leaving nothing behind.
+//! `catena demo`: the main job end to end, in one command, a storage node killed on the way, leaving nothing behind.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use catena_client::{Catena, LayoutChoice, OpenOptions};
+use catena_proto::routing::RoutingInfo;
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
 use crate::args::local::DemoArgs;
+use crate::cmd::bench::stats::Tally;
 use crate::cmd::fs::path::Remote;
 use crate::connect;
 use crate::content::Content;
 use crate::exit::{Exit, Failure, Result};
 use crate::local::cluster::LocalCluster;
 use crate::local::directory::Directory;
+use crate::local::place::Place;
+use crate::local::session::{storage_name, with_cluster};
 use crate::local::shape::{Shape, Wish};
 use crate::output::Output;
 use crate::pump::{self, Source, Stride};
+use crate::resyncs;
 use crate::signals::Stop;
-use crate::supervise::{Event, last_words};
 use crate::table::Table;
 use crate::{progress, units};
 
 const FILE: &str = "/demo.bin";
 /// Bytes on their way at once: enough to keep three disks busy, little enough for a laptop.
 const WINDOW: usize = 64 << 20;
-/// Room that stores, logs and rounding take besides the replicas.
-const SLACK: u64 = 512 << 20;
+/// Short, because the demo waits for the dead node to be given up; long enough for a machine that is busy.
+const LEASE: Duration = Duration::from_secs(2);
+/// Replicas that are not all back after this long will not come back.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs `catena demo`.
 pub async fn run(args: DemoArgs, out: Output) -> Result<()> {
@@ -41,9 +47,19 @@ pub async fn run(args: DemoArgs, out: Output) -> Result<()> {
     if args.size == 0 {
         return Err(Failure::usage("--size 0: there is nothing to show").hint("try --size 256MiB"));
     }
-    let place = Place::make(&args, &shape)?;
+    let bytes = args.size.saturating_mul(u64::from(shape.replicas));
+    let what = format!("{} with {} replicas", units::size(args.size), shape.replicas);
+    let place = Place::make(args.dir.as_deref(), "demo", bytes, &what)?;
     let started = Instant::now();
-    let outcome = measured(&args, &place, &wish, &mut stop, out).await;
+    let outcome = async {
+        let mut directory = Directory::open(&place.path, &wish)?;
+        directory.lease = Some(LEASE);
+        if !out.json {
+            eprintln!("catena: a cluster in {}", place.path.display());
+        }
+        with_cluster(directory, &mut stop, async |cluster| show(&args, cluster, out).await).await
+    };
+    let outcome = outcome.await;
     let removed = place.finish(args.keep);
     let figures = outcome.map_err(|mut failure| {
         // The logs that a hint may point to are gone.
@@ -57,57 +73,35 @@ pub async fn run(args: DemoArgs, out: Output) -> Result<()> {
     Ok(())
 }
 
-/// Starts the cluster, does everything, stops the cluster, whatever happens.
-async fn measured(
-    args: &DemoArgs,
-    place: &Place,
-    wish: &Wish,
-    stop: &mut Stop,
-    out: Output,
-) -> Result<Figures> {
-    let directory = Directory::open(&place.path, wish)?;
-    if !out.json {
-        eprintln!("catena: a cluster in {}", place.path.display());
-    }
-    let mut cluster = LocalCluster::start(directory, "info", stop.wait()).await?;
-    let outcome = tokio::select! {
-        outcome = show(args, &cluster.directory, out) => outcome,
-        failure = lost(&mut cluster.events) => Err(failure),
-        () = stop.wait() => Err(Failure::interrupted()),
-    };
-    tokio::select! {
-        _ = cluster.stop() => {}
-        () = stop.wait() => return Err(Failure::interrupted()),
-    }
-    outcome
-}
-
-/// A service that dies ends the demo: it is restarted, but then this is no demonstration.
-async fn lost(events: &mut mpsc::UnboundedReceiver<Event>) -> Failure {
-    loop {
-        match events.recv().await {
-            Some(Event::Died { name, how, log, .. }) => {
-                let message = format!("{name} {how}{}", last_words(&log));
-                return Failure::failed(message);
-            }
-            Some(_) => {}
-            None => std::future::pending().await,
-        }
-    }
-}
-
 /// What was seen.
 struct Figures {
     write: Duration,
     read: Duration,
+    /// The longest that a write took: the time until the dead node was given up.
+    longest_write: Duration,
+    failure: Option<Killed>,
+    /// Operations that failed for good.
+    errors: u64,
     chunks: u64,
     placement: Vec<(String, u64)>,
 }
 
-async fn show(args: &DemoArgs, directory: &Directory, out: Output) -> Result<Figures> {
+/// A node that was killed and came back.
+struct Killed {
+    name: String,
+    written: u64,
+    written_without: u64,
+    started: Instant,
+    /// From its start until every replica served again.
+    full_strength: Duration,
+    resynced_chunks: u64,
+    resynced_bytes: u64,
+}
+
+async fn show(args: &DemoArgs, cluster: &mut LocalCluster, out: Output) -> Result<Figures> {
     let block = args.chunk_size.min(4 << 20) as usize;
     let depth = (WINDOW / 2 / block).clamp(4, 64);
-    let catena = connect::to(directory.cluster(), connect::wide(WINDOW)).await?;
+    let catena = connect::to(cluster.directory.cluster(), connect::wide(WINDOW)).await?;
     let content = Content::new(rand::random());
     let path = Remote::new(Path::new(FILE))?;
 
@@ -117,17 +111,42 @@ async fn show(args: &DemoArgs, directory: &Directory, out: Output) -> Result<Fig
     let start = Instant::now();
     let file = options.open(&catena, &path).await?;
     let source = Source::Checked(content.clone());
-    spread(args.size, depth, |range, depth| {
-        let (file, source, bar) = (file.clone(), source.clone(), bar.clone());
-        async move {
-            let write = |(offset, length)| pump::write_block(&file, &source, offset, length);
-            pump::drive(depth, pump::strided(range, block), write, |bytes| bar.inc(bytes)).await.map(drop)
+    let (written, seen) = watch::channel(0);
+    let writing = async {
+        let tally = spread(args.size, depth, |range, depth| {
+            let (file, source, bar, written) = (file.clone(), source.clone(), bar.clone(), written.clone());
+            async move {
+                let write = |(offset, length)| pump::write_block(&file, &source, offset, length);
+                let count = |bytes| {
+                    bar.inc(bytes);
+                    written.send_modify(|written| *written += bytes);
+                };
+                pump::drive(depth, pump::strided(range, block), write, count).await
+            }
+        })
+        .await?;
+        file.close().await?;
+        Ok((tally, start.elapsed()))
+    };
+    let say = |line: String| {
+        if !out.json {
+            bar.suspend(|| eprintln!("catena: {line}"));
         }
-    })
-    .await?;
-    file.close().await?;
-    let write = start.elapsed();
+    };
+    let breaking = kill_and_restart(args, cluster, seen, say);
+    let ((tally, write), mut failure) = tokio::try_join!(writing, breaking)?;
     bar.finish_and_clear();
+
+    if let Some(killed) = &mut failure {
+        let step = progress::step(format!("waiting for {} to have everything again", killed.name));
+        cluster.full_strength(PATIENCE).await?;
+        killed.full_strength = killed.started.elapsed();
+        step.finish_and_clear();
+        let (sessions, _) = resyncs::sessions(&catena, Duration::from_secs(5)).await;
+        // Only what was killed has been brought up to date in this cluster's life.
+        killed.resynced_chunks = sessions.values().map(|session| session.sent).sum();
+        killed.resynced_bytes = sessions.values().map(|session| session.bytes).sum();
+    }
 
     let bar = progress::bytes(args.size, "reading");
     let start = Instant::now();
@@ -136,7 +155,7 @@ async fn show(args: &DemoArgs, directory: &Directory, out: Output) -> Result<Fig
         let (file, content, bar) = (file.clone(), content.clone(), bar.clone());
         async move {
             let read = |(offset, length)| pump::read_block(&file, Some(&content), offset, length);
-            pump::drive(depth, pump::strided(range, block), read, |bytes| bar.inc(bytes)).await.map(drop)
+            pump::drive(depth, pump::strided(range, block), read, |bytes| bar.inc(bytes)).await
         }
     })
     .await?;
@@ -150,17 +169,56 @@ async fn show(args: &DemoArgs, directory: &Directory, out: Output) -> Result<Fig
     let step = progress::step("comparing the replicas' checksums");
     let (chunks, placement) = replicas(args, &catena, &file).await?;
     step.finish_and_clear();
+    let errors = catena.storage().metrics().failures;
     catena.close().await;
     if !out.json {
         eprintln!("catena: verified; stopping the cluster");
     }
-    Ok(Figures { write, read, chunks, placement })
+    Ok(Figures { write, read, longest_write: tally.longest(), failure, errors, chunks, placement })
+}
+
+/// Kills a storage node when a third is written, and starts it again when two thirds are. Without a second replica nothing could be
+/// written meanwhile, and nothing is killed.
+async fn kill_and_restart(
+    args: &DemoArgs,
+    cluster: &mut LocalCluster,
+    mut written: watch::Receiver<u64>,
+    say: impl Fn(String),
+) -> Result<Option<Killed>> {
+    let Some(name) = victim(&cluster.routing).filter(|_| args.replicas > 1) else { return Ok(None) };
+    let mut reached = async |bytes: u64| match written.wait_for(|written| *written >= bytes).await {
+        Ok(written) => *written,
+        // The writers have failed, which is told elsewhere.
+        Err(_) => std::future::pending().await,
+    };
+    let before = reached(args.size / 3).await;
+    let pid = cluster.kill(&name).await?;
+    say(format!("kill -9 {name} (process {pid}) after {}; writing goes on", units::size(before)));
+    let after = reached(args.size / 3 * 2).await;
+    cluster.start_again(&name)?;
+    say(format!("{name} starts again; {} were written without it", units::size(after - before)));
+    let started = Instant::now();
+    Ok(Some(Killed {
+        name,
+        written: before,
+        written_without: after - before,
+        started,
+        full_strength: Duration::ZERO,
+        resynced_chunks: 0,
+        resynced_bytes: 0,
+    }))
+}
+
+/// The node of the first chain's head: the loss of a head is the one that writers notice.
+fn victim(routing: &RoutingInfo) -> Option<String> {
+    let chain = routing.chains.values().next()?;
+    Some(storage_name(routing.targets.get(chain.targets.first()?)?.node))
 }
 
 /// Several tasks, where there are several processors: making and checking contents takes about as much time as sending them.
-async fn spread<F>(size: u64, depth: usize, task: impl Fn(Stride, usize) -> F) -> Result<()>
+async fn spread<F>(size: u64, depth: usize, task: impl Fn(Stride, usize) -> F) -> Result<Tally>
 where
-    F: Future<Output = Result<()>> + Send + 'static,
+    F: Future<Output = Result<Tally>> + Send + 'static,
 {
     let tasks = std::thread::available_parallelism().map_or(1, |n| n.get()).min(4) as u64;
     let depth = (depth / tasks as usize).max(1);
@@ -168,10 +226,11 @@ where
     for first in 0..tasks {
         set.spawn(task(Stride { first, step: tasks, end: size }, depth));
     }
+    let mut all = Tally::new();
     while let Some(outcome) = set.join_next().await {
-        outcome.map_err(|error| Failure::failed(error.to_string()))??;
+        all.add(&outcome.map_err(|error| Failure::failed(error.to_string()))??);
     }
-    Ok(())
+    Ok(all)
 }
 
 /// Compares all replicas of all chunks. Returns how many chunks there are, and how many copies each node has.
@@ -221,6 +280,12 @@ fn conclude(args: &DemoArgs, shape: &Shape, place: &Place, figures: Figures, all
         put("chunk_size", args.chunk_size.into());
         put("chunks", figures.chunks.into());
         put("identical_replicas", true.into());
+        let killed = figures.failure.as_ref();
+        put("killed", killed.map(|killed| killed.name.clone()).into());
+        put("errors_seen_by_client", figures.errors.into());
+        put("resynced_chunks", killed.map(|killed| killed.resynced_chunks).into());
+        put("full_strength_s", killed.map(|killed| units::round3(killed.full_strength.as_secs_f64())).into());
+        put("longest_write_s", units::round3(figures.longest_write.as_secs_f64()).into());
         put("seconds", units::round3(all.as_secs_f64()).into());
         if args.keep {
             put("dir", json!(place.path));
@@ -248,6 +313,28 @@ fn conclude(args: &DemoArgs, shape: &Shape, place: &Place, figures: Figures, all
             units::duration(figures.write)
         ),
     );
+    if let Some(killed) = &figures.failure {
+        row(
+            "failure",
+            format!(
+                "{} killed after {}; {} more written without it, the longest write took {}; {} errors",
+                killed.name,
+                units::size(killed.written),
+                units::size(killed.written_without),
+                units::duration(figures.longest_write),
+                figures.errors
+            ),
+        );
+        row(
+            "repair",
+            format!(
+                "{} chunks, {} brought over; full strength {} after its start",
+                units::count(killed.resynced_chunks),
+                units::size(killed.resynced_bytes),
+                units::duration(killed.full_strength)
+            ),
+        );
+    }
     row(
         "read",
         format!("{:.0} MiB/s, every byte compared ({})", rate(figures.read), units::duration(figures.read)),
@@ -269,81 +356,4 @@ fn conclude(args: &DemoArgs, shape: &Shape, place: &Place, figures: Figures, all
         )
     };
     out.say(format_args!("\n{next}"));
-}
-
-/// The demo's directory. Whatever way the demo ends, it goes, unless it is to be kept.
-struct Place {
-    path: PathBuf,
-    keep: std::cell::Cell<bool>,
-}
-
-/// `f_type` of tmpfs and ramfs, from statfs(2).
-const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
-
-impl Place {
-    fn make(args: &DemoArgs, shape: &Shape) -> Result<Place> {
-        let base = match &args.dir {
-            Some(dir) => {
-                std::fs::create_dir_all(dir).map_err(|error| Failure::io(dir.display(), error))?;
-                check_disk(dir)?;
-                dir.clone()
-            }
-            None => {
-                let candidates = [PathBuf::from("/var/tmp"), PathBuf::from(".")];
-                let fits = |dir: &PathBuf| {
-                    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok() && check_disk(dir).is_ok()
-                };
-                candidates.into_iter().find(fits).ok_or_else(|| {
-                    Failure::usage(
-                        "neither /var/tmp nor the current directory is a writable directory on a disk",
-                    )
-                    .hint("name one with --dir; tmpfs has no O_DIRECT, which the storage services use")
-                })?
-            }
-        };
-        let needed = args.size.saturating_mul(u64::from(shape.replicas)).saturating_add(SLACK);
-        let stat = rustix::fs::statvfs(&base).map_err(|error| Failure::io(base.display(), error.into()))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if free < needed {
-            let message = format!(
-                "{} has {} free; {} with {} replicas need {}",
-                base.display(),
-                units::size(free),
-                units::size(args.size),
-                shape.replicas,
-                units::size(needed)
-            );
-            return Err(Failure::new(Exit::NoSpace, message).hint("use a smaller --size or another --dir"));
-        }
-        let base = base.canonicalize().map_err(|error| Failure::io(base.display(), error))?;
-        let path = base.join(format!("catena-demo-{:08x}", rand::random::<u32>()));
-        std::fs::create_dir(&path).map_err(|error| Failure::io(path.display(), error))?;
-        Ok(Place { path, keep: std::cell::Cell::new(false) })
-    }
-
-    fn finish(&self, keep: bool) -> Result<()> {
-        self.keep.set(true);
-        if keep {
-            return Ok(());
-        }
-        std::fs::remove_dir_all(&self.path).map_err(|error| Failure::io(self.path.display(), error))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Only after a panic: every other way goes through `finish`.
-        if !self.keep.get() {
-            let _ = std::fs::remove_dir_all(&self.path);
-        }
-    }
-}
-
-fn check_disk(dir: &Path) -> Result<()> {
-    let stat = rustix::fs::statfs(dir).map_err(|error| Failure::io(dir.display(), error.into()))?;
-    if IN_MEMORY.contains(&(stat.f_type as i64)) {
-        return Err(Failure::usage(format!("{} is in memory (tmpfs)", dir.display()))
-            .hint("name a directory on a disk with --dir: the storage services use O_DIRECT"));
-    }
-    Ok(())
 }

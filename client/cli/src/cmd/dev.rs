@@ -23,7 +23,8 @@ pub async fn run(args: DevArgs, out: Output) -> Result<()> {
         chunk_size: args.chunk_size,
         disk_capacity: args.disk_capacity,
     };
-    let directory = Directory::open(&args.dir, &wish)?;
+    let mut directory = Directory::open(&args.dir, &wish)?;
+    directory.lease = args.lease;
     let mut cluster = LocalCluster::start(directory, &args.log_level, stop.wait()).await?;
     announce(&cluster, out);
     loop {

@@ -1,5 +1,6 @@
 //! Starts and stops a local cluster: mgmtd first, then everything else, then the chain table; the other way round at the end.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use catena_mgmtd_client::{CallOptions, MgmtdClient};
@@ -31,6 +32,9 @@ pub struct LocalCluster {
     services: Vec<Service>,
     /// What happens to its services.
     pub events: mpsc::UnboundedReceiver<Event>,
+    sender: mpsc::UnboundedSender<Event>,
+    /// Services that were killed on purpose.
+    killed: BTreeSet<String>,
     mgmtd: MgmtdClient,
     /// What mgmtd said when everything was up.
     pub routing: RoutingInfo,
@@ -53,8 +57,15 @@ impl LocalCluster {
         let auth = ClientAuth::new(cluster.id, &cluster.token);
         let mgmtd = MgmtdClient::connect(cluster.id, &cluster.mgmtd, auth, options)?;
         let (sender, events) = mpsc::unbounded_channel();
-        let mut cluster =
-            LocalCluster { directory, services: Vec::new(), events, mgmtd, routing: RoutingInfo::default() };
+        let mut cluster = LocalCluster {
+            directory,
+            services: Vec::new(),
+            events,
+            sender: sender.clone(),
+            killed: BTreeSet::new(),
+            mgmtd,
+            routing: RoutingInfo::default(),
+        };
         let outcome = tokio::select! {
             outcome = cluster.bring_up(sender) => outcome,
             () = interrupt => Err(Failure::interrupted()),
@@ -136,8 +147,48 @@ impl LocalCluster {
         Ok(())
     }
 
+    /// What happens to its services, from now on told to the caller alone.
+    pub fn take_events(&mut self) -> mpsc::UnboundedReceiver<Event> {
+        let (_, nothing) = mpsc::unbounded_channel();
+        std::mem::replace(&mut self.events, nothing)
+    }
+
+    fn service(&self, name: &str) -> Result<usize> {
+        let found = self.services.iter().position(|service| service.spec.name == name);
+        found.ok_or_else(|| Failure::failed(format!("{name}: no such service in this cluster")))
+    }
+
+    /// Kills a service as a power cut would, and leaves it dead until [`LocalCluster::start_again`]. Returns its process id.
+    pub async fn kill(&mut self, name: &str) -> Result<u32> {
+        let at = self.service(name)?;
+        self.killed.insert(name.to_owned());
+        let pid = self.services[at].kill().await;
+        pid.ok_or_else(|| Failure::failed(format!("{name} was not running")))
+    }
+
+    /// Starts a service that was killed.
+    pub fn start_again(&mut self, name: &str) -> Result<()> {
+        let at = self.service(name)?;
+        let service = Service::start(self.services[at].spec.clone(), self.sender.clone())?;
+        service.keep_alive();
+        self.services[at] = service;
+        self.killed.remove(name);
+        Ok(())
+    }
+
+    /// Stops a service's process where it is, or lets it go on.
+    pub fn freeze(&self, name: &str, frozen: bool) -> Result<()> {
+        self.services[self.service(name)?].freeze(frozen);
+        Ok(())
+    }
+
+    /// Waits until every replica of every chain serves.
+    pub async fn full_strength(&self, limit: Duration) -> Result<RoutingInfo> {
+        self.wait("all replicas", limit, all_replicas_serve).await
+    }
+
     /// Waits until routing information is as it should be, a child dies, or the time is over.
-    async fn wait(
+    pub async fn wait(
         &self,
         what: &str,
         limit: Duration,
@@ -151,7 +202,7 @@ impl LocalCluster {
         let mut last = "mgmtd has not answered".to_owned();
         let mut known = 0;
         loop {
-            for service in &self.services {
+            for service in self.services.iter().filter(|service| !self.killed.contains(&service.spec.name)) {
                 if let State::Down(how) = service.state() {
                     return Err(service.start_failure(&how));
                 }

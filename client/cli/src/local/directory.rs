@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use catena_proto::ids::ClusterId;
 use catena_proto::token::Token;
@@ -57,6 +58,8 @@ pub struct Directory {
     cluster: Cluster,
     /// Whether this call made it.
     pub fresh: bool,
+    /// How long a service may be silent before it counts as failed; mgmtd's default if nothing is said.
+    pub lease: Option<Duration>,
     _lock: File,
 }
 
@@ -115,7 +118,7 @@ impl Directory {
                 Cluster { id: ClusterId(rand::random::<u128>().max(1)), token: Token(rand::random()), mgmtd }
             }
         };
-        let directory = Directory { root, shape, ports, cluster, fresh, _lock: lock };
+        let directory = Directory { root, shape, ports, cluster, fresh, lease: None, _lock: lock };
         directory.write()?;
         Ok(directory)
     }
@@ -207,6 +210,9 @@ impl Directory {
             address(name),
             address(&format!("{name}-metrics")),
         );
+        if let Some(lease) = self.lease.filter(|_| spec.kind == ServiceKind::Mgmtd) {
+            text += &format!("lease = \"{} ms\"\n", lease.as_millis());
+        }
         if spec.kind != ServiceKind::Mgmtd {
             text += &format!("mgmtd = [{}]\n", quote(&self.cluster.mgmtd[0]));
         }

@@ -2,8 +2,10 @@
 
 pub mod cpu;
 pub mod data;
+pub mod failover;
 pub mod files;
 pub mod meta;
+pub mod resync;
 pub mod stats;
 
 use catena_client::Catena;
@@ -19,9 +21,14 @@ use crate::signals::Stop;
 
 /// Runs `catena bench`. Whatever happens, the benchmark's files are removed unless they are to be kept.
 pub async fn run(command: BenchCommand, cluster: &ClusterArgs, out: Output) -> Result<()> {
+    let command = match command {
+        BenchCommand::Resync(args) => return resync::run(args, out).await,
+        BenchCommand::Failover(args) => return failover::run(args, out).await,
+        command => command,
+    };
     let mut stop = Stop::new()?;
     let in_flight = match &command {
-        BenchCommand::Meta(_) => 0,
+        BenchCommand::Meta(_) | BenchCommand::Resync(_) | BenchCommand::Failover(_) => 0,
         BenchCommand::Write(data) | BenchCommand::Read(data) => data::in_flight(data, false),
         BenchCommand::Randread(data) | BenchCommand::Randwrite(data) => data::in_flight(data, true),
     };
@@ -32,6 +39,9 @@ pub async fn run(command: BenchCommand, cluster: &ClusterArgs, out: Output) -> R
         | BenchCommand::Read(data)
         | BenchCommand::Randread(data)
         | BenchCommand::Randwrite(data) => (data.path.clone(), data.keep),
+        BenchCommand::Resync(_) | BenchCommand::Failover(_) => {
+            unreachable!("they have clusters of their own")
+        }
     };
     let base = Remote::new(std::path::Path::new(&path))?;
     // Runs side by side do not get into each other's way; kept files are found again.
@@ -45,6 +55,9 @@ pub async fn run(command: BenchCommand, cluster: &ClusterArgs, out: Output) -> R
             BenchCommand::Randread(args) => data::randread(&catena, &directory, &args, out).await,
             BenchCommand::Randwrite(args) => data::randwrite(&catena, &directory, &args, out).await,
             BenchCommand::Meta(args) => meta::run(&catena, &directory, &args, out).await,
+            BenchCommand::Resync(_) | BenchCommand::Failover(_) => {
+                unreachable!("they have clusters of their own")
+            }
         }
     };
     let outcome = tokio::select! {

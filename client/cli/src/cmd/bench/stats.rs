@@ -44,6 +44,11 @@ impl Tally {
         self.bytes += other.bytes;
     }
 
+    /// The longest that an operation took.
+    pub fn longest(&self) -> Duration {
+        Duration::from_nanos(if self.ops == 0 { 0 } else { self.latencies.max() })
+    }
+
     fn quantile(&self, quantile: f64) -> f64 {
         self.latencies.value_at_quantile(quantile) as f64 / 1000.0
     }
