@@ -9,12 +9,13 @@ use catena_net::Incoming;
 use catena_proto::frame::{self, WriteKind};
 use catena_proto::ids::*;
 use catena_proto::status::Status;
+use catena_rt::time::timeout;
 use zerocopy::IntoBytes;
 
 use crate::node::Node;
 use crate::payload::Payload;
 use crate::request;
-use crate::service::{Answer, only};
+use crate::service::{ADOPTION_WAIT, Answer, only};
 use crate::target::Target;
 use crate::wire::{FLAG_FIRST, FLAG_FULL, ForwardHead, KIND_REPLACE, Verdict};
 use crate::write::{placed, pull};
@@ -58,7 +59,13 @@ pub(crate) async fn receive(node: &Arc<Node>, mut request: Incoming) -> (Answer,
     };
     let from = TargetId(head.from.get());
     let transfer = head.transfer.get();
-    let received = target.receive(node, from, chain_version, Msg::Forward(forward));
+    let mut received = target.receive(node, from, chain_version, Msg::Forward(forward.clone()));
+    // A client waits for this, and the base that is in its way is in within moments: refused, it would come again much later.
+    if received == Err(Status::NotYet)
+        && matches!(timeout(ADOPTION_WAIT, target.base_is_in(head.chunk())).await, Ok(true))
+    {
+        received = target.receive(node, from, chain_version, Msg::Forward(forward));
+    }
     if transfer != 0 && received.is_ok() {
         node.shipping.finished(from, transfer);
     }

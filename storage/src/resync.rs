@@ -325,6 +325,9 @@ impl Walk {
     async fn send_base(&self, chunk: ChunkId) -> Result<(), Stop> {
         loop {
             let (target, node) = (&self.target, &self.node);
+            // Before anything is read: what waits here holds no memory.
+            let expected = target.disk.committed_length(target.id, chunk);
+            node.throttle.take(u64::from(expected)).await;
             let shipped = match ship(target, node, self.to, chunk, At::Committed, Haste::Beside).await {
                 Ok(shipped) => shipped,
                 // Gone since it was listed, without a trace: absent.
@@ -337,9 +340,6 @@ impl Walk {
             };
             if shipped.tombstone {
                 return self.send_word(chunk, Decision::Base(shipped.version)).await;
-            }
-            if shipped.transfer == 0 {
-                node.throttle.take(u64::from(shipped.length)).await;
             }
             match self.base(chunk, &shipped).await {
                 Ok(()) => {

@@ -249,6 +249,7 @@ async fn install(node: &Arc<Node>, frame: &Frame, word: &Word, contents: Op) -> 
     match written {
         Ok(()) => {
             target.step(node, |replica, _, _| replica.installed(*joined_at, chunk, id));
+            target.installed.notify_waiters();
             Status::Ok
         }
         Err(error) => {

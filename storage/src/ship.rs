@@ -64,7 +64,7 @@ pub(crate) enum Unshipped {
 pub(crate) struct Shipping {
     /// A permit for every [`UNIT`] in memory: what is read here waits for the receiver's memory while it holds some of this node's, so it may
     /// never be all of it.
-    memory: Arc<Semaphore>,
+    memory: [Arc<Semaphore>; 2],
     next: AtomicU64,
     arriving: Mutex<BTreeMap<(TargetId, u64), Arriving>>,
 }
@@ -77,12 +77,12 @@ struct Arriving {
 }
 
 impl Shipping {
-    /// A quarter of the memory for local reads may be under way to syncing targets.
+    /// Of the memory for local reads an eighth may be under way for rebuilds and as much for clients, who must not queue behind those.
     pub fn new(pool: &PoolStats) -> Shipping {
         let local = pool.classes[catena_buf::PoolClass::Local as usize].total;
-        let units = (local / 4).max(MAX_IO as usize) / UNIT as usize;
+        let units = (local / 8).max(MAX_IO as usize) / UNIT as usize;
         Shipping {
-            memory: Arc::new(Semaphore::new(units)),
+            memory: [(); 2].map(|()| Arc::new(Semaphore::new(units))),
             next: AtomicU64::new(1),
             arriving: Mutex::default(),
         }
@@ -112,7 +112,7 @@ impl Shipping {
 }
 
 /// Whether contents are on their way for a client or for a rebuild.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) enum Haste {
     /// A client waits for them.
     Now,
@@ -134,7 +134,8 @@ pub(crate) async fn ship(
     };
     for _ in 0..ATTEMPTS {
         let bytes = target.disk.committed_length(target.id, chunk).clamp(1, MAX_IO);
-        let memory = node.shipping.memory.clone().acquire_many_owned(bytes.div_ceil(UNIT)).await;
+        let memory = node.shipping.memory[haste as usize].clone();
+        let memory = memory.acquire_many_owned(bytes.div_ceil(UNIT)).await;
         let Ok(memory) = memory else { return Err(Unshipped::Refused(Status::ShuttingDown)) };
         let Part { version, length, tombstone, data, crcs } =
             target.disk.part(target.id, chunk, at, 0).await.map_err(unread)?;
@@ -148,9 +149,6 @@ pub(crate) async fn ship(
                 return Err(Unshipped::Gone);
             };
             let size = part.len() as u32;
-            if haste == Haste::Beside {
-                node.throttle.take(u64::from(size)).await;
-            }
             send_part(target, node, to, transfer, length, offset, part, &crcs)
                 .await
                 .map_err(Unshipped::Refused)?;

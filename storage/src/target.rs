@@ -50,6 +50,8 @@ pub(crate) struct Target {
     /// The adopted chain version, for a look without the lock.
     adopted: AtomicU64,
     pub adoption: Notify,
+    /// A base is in the store.
+    pub installed: Notify,
     /// Held by whoever begins or ends a resync session of this target.
     pub session: tokio::sync::Mutex<()>,
     pub used: AtomicU64,
@@ -141,6 +143,7 @@ impl Target {
             lease,
             adopted: AtomicU64::new(0),
             adoption: Notify::new(),
+            installed: Notify::new(),
             session: Default::default(),
             used: AtomicU64::new(0),
             chunks: AtomicU64::new(0),
@@ -188,6 +191,21 @@ impl Target {
                 return;
             }
             changed.await;
+        }
+    }
+
+    /// Waits until no base of `chunk` is being written. False if none was.
+    pub async fn base_is_in(&self, chunk: ChunkId) -> bool {
+        let mut waited = false;
+        loop {
+            let installed = self.installed.notified();
+            let mut installed = std::pin::pin!(installed);
+            installed.as_mut().enable();
+            if !self.state().replica.is_installing(chunk) {
+                return waited;
+            }
+            waited = true;
+            installed.await;
         }
     }
 

@@ -195,6 +195,14 @@ impl<P: Clone> Replica<P> {
         self.session.as_ref().is_some_and(|session| session.is_complete(chunk))
     }
 
+    /// A base of the chunk is being written to the store: forwards of it are refused until it is in.
+    pub fn is_installing(&self, chunk: ChunkId) -> bool {
+        self.session
+            .as_ref()
+            .and_then(|session| session.chunks.get(&chunk))
+            .is_some_and(|state| state.installing)
+    }
+
     /// Progress of the current session.
     pub fn sync_progress(&self) -> Option<SyncProgress> {
         self.session.as_ref().map(|session| SyncProgress {
