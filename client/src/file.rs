@@ -40,7 +40,10 @@ struct Inner {
     chains: Arc<[ChainId]>,
     read: bool,
     append: bool,
-    session: Option<[u8; 16]>,
+    writes: bool,
+    /// Of a file that is open for writing. Another one after the first has ended; see [`File::reopen`].
+    session: Mutex<Option<[u8; 16]>>,
+    reopening: tokio::sync::Mutex<()>,
     length: Arc<Length>,
     state: Mutex<Written>,
 }
@@ -102,7 +105,9 @@ impl File {
             chains: Arc::default(),
             read: flags.read,
             append,
-            session,
+            writes: session.is_some(),
+            session: Mutex::new(session),
+            reopening: tokio::sync::Mutex::default(),
             length,
             state: Mutex::new(written),
         };
@@ -181,7 +186,7 @@ impl File {
         if self.inner.state.lock().closed {
             return Ok(());
         }
-        if self.inner.session.is_some() {
+        if self.inner.writes {
             self.settle(true).await?;
         }
         self.inner.state.lock().closed = true;
@@ -201,7 +206,12 @@ impl File {
         }
         let Catena { shared, who } = &self.inner.catena;
         let place = Place::inode(self.inner.inode);
-        let cut = shared.meta.truncate(who, &place, length, self.inner.session).await;
+        let session = *self.inner.session.lock();
+        let mut cut = shared.meta.truncate(who, &place, length, session).await;
+        if ended(&cut) {
+            let session = self.reopen("truncate", session).await?;
+            cut = shared.meta.truncate(who, &place, length, Some(session)).await;
+        }
         let stat = Stat::from(cut.map_err(|error| self.meta_error("truncate", error))?);
         self.inner.length.learn(&stat);
         Ok(())
@@ -255,7 +265,7 @@ impl File {
     }
 
     pub(crate) fn check_write(&self, operation: &'static str) -> Result<()> {
-        if self.inner.session.is_none() {
+        if !self.inner.writes {
             return Err(self.error(operation, Status::Invalid, "the file is not open for writing"));
         }
         self.check_open(operation)
@@ -286,15 +296,48 @@ impl File {
         Ok(Writing { file: self, epoch, started: Instant::now(), done: false, _gate: gate })
     }
 
+    /// A new session for one that has ended: this process stood still for longer than its lease and was taken for dead. What it wrote
+    /// was settled then and is there; with a new session the handle goes on, if the file still is and still may be written.
+    async fn reopen(&self, operation: &'static str, old: Option<[u8; 16]>) -> Result<[u8; 16]> {
+        let Inner { catena, session, inode, state, .. } = &*self.inner;
+        let _alone = self.inner.reopening.lock().await;
+        let current = *session.lock();
+        if let Some(newer) = current.filter(|_| current != old) {
+            return Ok(newer);
+        }
+        let flags = OpenFlags { write: true, ..OpenFlags::default() };
+        let opened = catena.shared.meta.open(&catena.who, &Place::inode(*inode), flags, 0, None).await;
+        let failed = |why: &dyn fmt::Display| {
+            let what = format!(
+                "the file's session ended because this client was not heard of for longer than its lease, and the file cannot be opened again: {why}"
+            );
+            self.error(operation, Status::StaleHandle, &what)
+        };
+        let opened = opened.map_err(|error| failed(&error))?;
+        let id = opened.session.ok_or_else(|| failed(&"the service opened no session"))?;
+        *session.lock() = Some(id);
+        // Without a session others could cut the file, or settle it: the chains are to be asked.
+        state.lock().sound = false;
+        self.inner.length.learn(&Stat::from(opened.inode));
+        warn!(path = self.inner.path, "the file's session had ended; it was opened again");
+        Ok(id)
+    }
+
     /// Tells the metadata service what was written. May be dropped at any point, or fail: what is not confirmed is told again.
     async fn settle(&self, close: bool) -> Result<Stat> {
-        let Inner { catena, session, inode, length, state, .. } = &*self.inner;
+        let Inner { catena, inode, length, state, .. } = &*self.inner;
         let operation = if close { "close" } else { "sync" };
-        let Some(session) = *session else {
+        let Some(session) = *self.inner.session.lock() else {
             return Err(self.error(operation, Status::Invalid, "the file is not open for writing"));
         };
-        let told = *state.lock();
-        let settled = catena.shared.meta.sync(&catena.who, *inode, session, told.settle(close)).await;
+        let meta = &catena.shared.meta;
+        let mut told = *state.lock();
+        let mut settled = meta.sync(&catena.who, *inode, session, told.settle(close)).await;
+        if ended(&settled) {
+            let session = self.reopen(operation, Some(session)).await?;
+            told = *state.lock();
+            settled = meta.sync(&catena.who, *inode, session, told.settle(close)).await;
+        }
         let stat = Stat::from(settled.map_err(|error| self.meta_error(operation, error))?);
         add(&catena.shared.metrics.settles, 1);
         length.learn(&stat);
@@ -304,6 +347,11 @@ impl File {
         }
         Ok(stat)
     }
+}
+
+/// Whether a call was refused because the file's session has ended.
+fn ended<T>(outcome: &std::result::Result<T, catena_meta_client::MetaError>) -> bool {
+    matches!(outcome, Err(error) if error.status() == Status::StaleHandle)
 }
 
 impl Written {
@@ -357,7 +405,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         Length::forget(&self.catena, self.inode);
         let written = *self.state.get_mut();
-        let Some(session) = self.session.filter(|_| !written.closed && catena_rt::can_spawn()) else {
+        let Some(session) = self.session.get_mut().filter(|_| !written.closed && catena_rt::can_spawn())
+        else {
             return;
         };
         let (catena, inode, path) = (self.catena.clone(), self.inode, std::mem::take(&mut self.path));

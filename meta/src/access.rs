@@ -40,6 +40,10 @@ pub struct Caller {
     pub client: ClientId,
     /// Key of the idempotency record; `None` for reads.
     pub request: Option<RequestId>,
+    /// In which period of records a mutation was first sent, if that is known.
+    pub period: Option<u32>,
+    /// Another attempt at the request may still be on its way.
+    pub again: bool,
 }
 
 impl Caller {
@@ -54,6 +58,8 @@ impl Caller {
             gid: wire.gid,
             groups: wire.groups.clone(),
             client: ClientId(wire.client),
+            period: wire.period.checked_sub(1),
+            again: wire.again,
             request: match wire.request.is_empty() {
                 true => None,
                 false => Some(RequestId(u128::from_be_bytes(wide("request id", &wire.request)?))),
@@ -64,6 +70,14 @@ impl Caller {
     /// Whether nothing is forbidden.
     pub fn is_superuser(&self) -> bool {
         self.uid == 0
+    }
+
+    /// Refuses everyone but the superuser.
+    pub fn need_superuser(&self) -> Result<(), Failure> {
+        match self.is_superuser() {
+            true => Ok(()),
+            false => Err(Failure::new(Status::NotPermitted, "only the superuser checks the file system")),
+        }
     }
 
     /// Whether the caller belongs to a group.
@@ -142,7 +156,15 @@ mod tests {
         Inode { kind: kind as i32, mode, uid: 10, gid: 20, nlink: 1, ..Default::default() }
     }
     fn user(uid: u32, gid: u32, groups: &[u32]) -> Caller {
-        Caller { uid, gid, groups: groups.to_vec(), client: ClientId(1), request: None }
+        Caller {
+            uid,
+            gid,
+            groups: groups.to_vec(),
+            client: ClientId(1),
+            request: None,
+            period: None,
+            again: false,
+        }
     }
 
     #[test]

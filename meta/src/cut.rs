@@ -212,7 +212,12 @@ impl Service {
         let request = <[u8; 16]>::try_from(&intent.request[..]).ok().map(u128::from_be_bytes).map(RequestId);
         transact!(self.run, |tx| {
             let memory = match request {
-                Some(request) => Some(recall(tx, request, &intent.call).await?),
+                Some(request) => match recall(tx, request, &intent.call, None).await {
+                    Ok(memory) => Some(memory),
+                    // Another attempt at it found the file under another name, or not at all. The cut is decided all the same.
+                    Err(OpError::Failed(_)) => None,
+                    Err(error) => return Err(error),
+                },
                 None => None,
             };
             let current = truncate::intent(tx, id).await?;

@@ -3,8 +3,11 @@
 //! A mutation records its outcome under its request id in the transaction that makes the change. Whoever sends the request again, a
 //! client whose connection broke or this loop after a commit whose outcome is not known, finds the record and gets the first answer.
 //! Records live in *periods*: a counter in the store that every mutation reads and some service raises every few minutes. A record is
-//! looked for in the current period and the one before; older ones are removed (`crate::collect`). No clocks are compared.
-//! Refusals are not recorded: they changed nothing, so asking again is as good as asking later.
+//! looked for in the current period and the one before; older ones are removed (`crate::collect`). No clocks are compared. A client
+//! says in which period it first sent a request, so that one which arrives when its record may be gone is refused, not repeated.
+//! A refusal is recorded only if an earlier attempt at the request went unanswered. That attempt may be carried out after the refusal
+//! was told, when what forbade it is gone; the record keeps it from that. Otherwise a refusal changed nothing, and asking again is as
+//! good as asking later.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +16,7 @@ use bytes::Bytes;
 use catena_kv::{Database, Isolation, KvError, TxOptions};
 use catena_proto::ids::RequestId;
 use catena_proto::rpc::Failure;
-use catena_proto::status::Status;
+use catena_proto::status::{RetryClass, Status};
 use catena_rt::time::{Instant, sleep};
 use prost::Message;
 use tokio::sync::Notify;
@@ -96,8 +99,41 @@ impl Runner {
             match self.apply(mutation, &caller, request).await {
                 Ok(applied) => return Ok(applied),
                 Err(OpError::Observe) => return Err(None),
+                Err(OpError::Failed(refusal)) if caller.again && is_final(&refusal) => {
+                    return self.record_refusal::<M>(&caller, request, refusal).await.map_err(Some);
+                }
                 Err(error) => retry.after(self, error).await.map_err(|error| failure(&error))?,
             }
+        }
+    }
+
+    /// Makes a refusal the outcome of its request, unless an earlier attempt was carried out meanwhile.
+    async fn record_refusal<M: Mutation>(
+        &self,
+        caller: &Caller,
+        request: RequestId,
+        refusal: Failure,
+    ) -> Result<Applied<M::Reply>, Failure> {
+        let done = transact!(*self, |tx| {
+            match recall(tx, request, M::NAME, caller.period).await? {
+                Memory::Done(reply) => Ok(Some(reply)),
+                Memory::New(record) => {
+                    let outcome = Outcome {
+                        call: M::NAME.into(),
+                        refused: refusal.status as u32,
+                        message: refusal.message.clone(),
+                        ..Default::default()
+                    };
+                    tx.set(record, encode(&outcome));
+                    Ok(None)
+                }
+            }
+        });
+        match done.map_err(|error| failure(&error))? {
+            None => Err(refusal),
+            Some(reply) => M::Reply::decode(reply)
+                .map(Applied::Done)
+                .map_err(|error| Failure::new(Status::Internal, format!("a recorded outcome: {error}"))),
         }
     }
 
@@ -108,7 +144,7 @@ impl Runner {
         request: RequestId,
     ) -> Result<Applied<M::Reply>, OpError> {
         let mut tx = Tx::begin(&*self.db, &self.cx, Purpose::Mutation)?;
-        let record = match recall(&mut tx, request, M::NAME).await? {
+        let record = match recall(&mut tx, request, M::NAME, caller.period).await? {
             Memory::Done(reply) => {
                 self.metrics.replayed.inc();
                 let reply = M::Reply::decode(reply)
@@ -187,6 +223,11 @@ pub(crate) fn typed<T, F: Future<Output = Result<T, OpError>>>(body: F) -> F {
     body
 }
 
+/// Whether the caller gives up on this answer.
+fn is_final(refusal: &Failure) -> bool {
+    refusal.status.class() == RetryClass::GiveUp && refusal.status != Status::StaleSequence
+}
+
 /// What is known of a request.
 pub(crate) enum Memory {
     /// It was carried out: the encoded reply.
@@ -195,9 +236,21 @@ pub(crate) enum Memory {
     New(Bytes),
 }
 
-/// Looks for a request's outcome.
-pub(crate) async fn recall(tx: &mut Tx<'_>, request: RequestId, call: &str) -> Result<Memory, OpError> {
+/// Looks for a request's outcome. `sent` is the period in which it was sent first: whoever carried it out recorded it then or later.
+pub(crate) async fn recall(
+    tx: &mut Tx<'_>,
+    request: RequestId,
+    call: &str,
+    sent: Option<u32>,
+) -> Result<Memory, OpError> {
     let period = current_period(tx).await?;
+    if sent.is_some_and(|sent| period.wrapping_sub(sent) > 1) {
+        // Held up on its way, in a service or client that stood still. It may have been carried out and forgotten.
+        return refuse(
+            Status::StaleSequence,
+            "the request is older than the memory of requests; its outcome is not known",
+        );
+    }
     let record = key::outcome(period, request);
     for key in [record.clone(), key::outcome(period.wrapping_sub(1), request)] {
         if let Some(value) = tx.get(key).await? {
@@ -208,6 +261,10 @@ pub(crate) async fn recall(tx: &mut Tx<'_>, request: RequestId, call: &str) -> R
                     format!("request {request} was a {} before, now it is a {call}", outcome.call),
                 );
             }
+            if outcome.refused != 0 {
+                let status = Status::from_code(u16::try_from(outcome.refused).unwrap_or(u16::MAX));
+                return refuse(status, outcome.message);
+            }
             return Ok(Memory::Done(outcome.reply));
         }
     }
@@ -216,7 +273,7 @@ pub(crate) async fn recall(tx: &mut Tx<'_>, request: RequestId, call: &str) -> R
 
 /// Records a request's outcome.
 pub(crate) fn remember(tx: &mut Tx<'_>, record: Bytes, call: &str, reply: &impl Message) {
-    let outcome = Outcome { call: call.into(), reply: reply.encode_to_vec().into() };
+    let outcome = Outcome { call: call.into(), reply: reply.encode_to_vec().into(), ..Default::default() };
     tx.set(record, encode(&outcome));
 }
 

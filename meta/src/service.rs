@@ -25,10 +25,12 @@ use crate::error::{OpError, refuse};
 use crate::metrics::Metrics;
 use crate::op::{Mutation, Query};
 use crate::ops::open::{OpenToRead, OpenToWrite, mutates};
+use crate::ops::repair::Repair;
 use crate::ops::sync::{Observed, Settle, chains_for, layout_of, open_file};
 use crate::ops::truncate::Truncate;
 use crate::pace::Pace;
 use crate::reclaim::Paces;
+use crate::resolve::existing;
 use crate::run::{Applied, Runner, failure, transact};
 use crate::schema::inode::FileType;
 use crate::schema::{Inode, ROOT, key};
@@ -301,6 +303,34 @@ impl Service {
         .await
     }
 
+    /// In which period of records a mutation that is sent now is sent. New ones may say so for a quarter of the time that records live.
+    pub async fn period(&self, request: pb::PeriodRequest) -> Result<pb::PeriodReply, Failure> {
+        let mut reply = self.query(&request).await?;
+        reply.fresh_ms = u64::try_from((self.remember / 4).as_millis()).unwrap_or(u64::MAX);
+        Ok(reply)
+    }
+
+    /// Looks whether damage is there, and repairs it if that is asked.
+    pub async fn repair(&self, request: pb::RepairRequest) -> Result<pb::RepairReply, Failure> {
+        self.observed("repair", async {
+            let mut observed = None;
+            for _ in 0..OBSERVATIONS {
+                match self.run.mutate(&Repair { request: &request, observed }).await {
+                    Ok(applied) => return Ok(applied.reply()),
+                    Err(Some(failure)) => return Err(failure),
+                    Err(None) => {}
+                }
+                let id = InodeId(request.seen.as_ref().map_or(0, |seen| seen.id));
+                let read = transact!(self.run, |tx| { existing(tx, id).await });
+                let inode = read.map_err(|error| failure(&error))?;
+                let layout = layout_of(&inode).map_err(|error: OpError| failure(&error))?;
+                observed = Some(self.observe(id, &inode, &layout, layout.stripe).await?);
+            }
+            Err(Failure::new(Status::Busy, "the file is cut again and again; its length cannot be settled"))
+        })
+        .await
+    }
+
     /// Asks the chains that may hold chunks of a file how long it is.
     async fn observe_length(&self, request: &pb::SyncRequest) -> Result<Observed, Failure> {
         let read = transact!(self.run, |tx| {
@@ -347,6 +377,8 @@ macro_rules! handlers {
                     Request::Open(request) => Reply::Open(self.open(request).await?),
                     Request::Truncate(request) => Reply::Truncate(self.truncate(request).await?),
                     Request::Sync(request) => Reply::Sync(self.sync(request).await?),
+                    Request::Period(request) => Reply::Period(self.period(request).await?),
+                    Request::Repair(request) => Reply::Repair(self.repair(request).await?),
                     $(Request::$name(request) => Reply::$name(self.$method(request).await?),)*
                 })
             }
@@ -389,4 +421,8 @@ handlers! {
     Statfs statfs: StatfsRequest -> StatfsReply by query;
     /// A page of what a subtree holds.
     Usage usage: UsageRequest -> UsageReply by query;
+    /// A page of inodes, or given ones, as a check wants to know them.
+    CheckInodes check_inodes: CheckInodesRequest -> CheckInodesReply by query;
+    /// A page of the entries of all directories.
+    CheckEntries check_entries: CheckEntriesRequest -> CheckEntriesReply by query;
 }

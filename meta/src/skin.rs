@@ -44,4 +44,8 @@ skin! {
     set_xattr: SetXattrRequest -> SetXattrReply;
     statfs: StatfsRequest -> StatfsReply;
     usage: UsageRequest -> UsageReply;
+    period: PeriodRequest -> PeriodReply;
+    check_inodes: CheckInodesRequest -> CheckInodesReply;
+    check_entries: CheckEntriesRequest -> CheckEntriesReply;
+    repair: RepairRequest -> RepairReply;
 }

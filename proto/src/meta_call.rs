@@ -20,6 +20,16 @@ macro_rules! calls {
                 match self { $(Request::$name(_) => stringify!($name),)* }
             }
 
+            /// As [`Request::caller`], to be filled in.
+            pub fn caller_mut(&mut self) -> Option<&mut pb::Caller> {
+                match self { $(Request::$name(request) => request.caller.as_mut(),)* }
+            }
+
+            /// Whether it carries a request id, as mutations do.
+            pub fn mutates(&self) -> bool {
+                self.caller().is_some_and(|caller| !caller.request.is_empty())
+            }
+
             /// Who asks, and for a mutation the request id.
             pub fn caller(&self) -> Option<&pb::Caller> {
                 match self { $(Request::$name(request) => request.caller.as_ref(),)* }
@@ -49,4 +59,8 @@ calls! {
     SetXattr: SetXattrRequest -> SetXattrReply;
     Statfs: StatfsRequest -> StatfsReply;
     Usage: UsageRequest -> UsageReply;
+    Period: PeriodRequest -> PeriodReply;
+    CheckInodes: CheckInodesRequest -> CheckInodesReply;
+    CheckEntries: CheckEntriesRequest -> CheckEntriesReply;
+    Repair: RepairRequest -> RepairReply;
 }

@@ -40,13 +40,22 @@ pub struct Shape {
     pub targets: u32,
     /// The services' lease.
     pub lease: Duration,
+    /// The lease of clients' sessions.
+    pub client_lease: Duration,
     /// Bytes that each disk may hold; 0: what there is.
     pub capacity: u64,
 }
 
 impl Default for Shape {
     fn default() -> Shape {
-        Shape { nodes: 3, replicas: 3, targets: 4, lease: Duration::from_secs(2), capacity: 0 }
+        Shape {
+            nodes: 3,
+            replicas: 3,
+            targets: 4,
+            lease: Duration::from_secs(2),
+            client_lease: Duration::from_secs(60),
+            capacity: 0,
+        }
     }
 }
 
@@ -56,6 +65,7 @@ pub struct Cluster {
     directory: TempDir,
     mgmtd: Option<catena_mgmtd::Running>,
     meta: Option<catena_meta::Running>,
+    meta_db: Arc<dyn Database>,
     storage: BTreeMap<u32, catena_storage::Running>,
     file: ClusterFile,
     starts: u64,
@@ -93,9 +103,10 @@ impl Cluster {
     /// Starts everything and waits until every chain has all its replicas.
     pub async fn start(shape: Shape) -> Cluster {
         let directory = TempDir::new().expect("a temporary directory");
-        let lease = shape.lease.as_millis();
-        let mgmtd: catena_mgmtd::Config =
-            config(&format!("node = {MGMTD}\nlease = '{lease}ms'\n[store]\nkind = 'mem'\n"));
+        let (lease, client_lease) = (shape.lease.as_millis(), shape.client_lease.as_millis());
+        let mgmtd: catena_mgmtd::Config = config(&format!(
+            "node = {MGMTD}\nlease = '{lease}ms'\nclient_lease = '{client_lease}ms'\n[store]\nkind = 'mem'\n"
+        ));
         let env = catena_mgmtd::Env { clock: clock(), seed: 1 };
         let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
         let mgmtd = catena_mgmtd::start(mgmtd, env, db).await.expect("mgmtd starts");
@@ -106,6 +117,7 @@ impl Cluster {
             directory,
             mgmtd: Some(mgmtd),
             meta: None,
+            meta_db: Arc::new(MemDatabase::new()),
             storage: BTreeMap::new(),
             file,
             starts: 1,
@@ -151,15 +163,14 @@ impl Cluster {
 
     async fn start_meta(&mut self) {
         let text = format!(
-            "node = {META}\nmgmtd = {:?}\n[store]\nkind = 'mem'\n[layout]\nstripe = {}\n[reclaim]\ninterval = '50ms'\n",
+            "node = {META}\nmgmtd = {:?}\n[store]\nkind = 'mem'\n[layout]\nstripe = {}\n[reclaim]\ninterval = '50ms'\nsessions = '1s'\n",
             self.file.mgmtd,
             (self.shape.targets * self.shape.nodes / self.shape.replicas).max(1)
         );
         let incarnation = self.incarnation();
         let transport = transport(META, incarnation, PoolConfig::client(32 << 20));
         let env = catena_meta::Env { clock: clock(), seed: incarnation.0 };
-        let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
-        let running = catena_meta::start(config(&text), env, db, transport).await;
+        let running = catena_meta::start(config(&text), env, self.meta_db.clone(), transport).await;
         self.meta = Some(running.expect("the metadata service starts"));
     }
 
@@ -176,6 +187,11 @@ impl Cluster {
     /// A storage node's service.
     pub fn node(&self, index: u32) -> &catena_storage::Running {
         &self.storage[&index]
+    }
+
+    /// The metadata's store, for tests that damage it.
+    pub fn meta_db(&self) -> &Arc<dyn Database> {
+        &self.meta_db
     }
 
     /// What clients need.

@@ -33,6 +33,14 @@ fn at(at: &Option<pb::At>) -> String {
     }
 }
 
+fn subject(repair: &pb::RepairRequest) -> String {
+    let inode = |seen: &pb::CheckedInode| format!("inode {}", seen.id);
+    let entry = |entry: &pb::CheckedEntry| {
+        format!("{} (below inode {})", String::from_utf8_lossy(&entry.name), entry.parent)
+    };
+    repair.entry.as_ref().map(entry).or(repair.seen.as_ref().map(inode)).unwrap_or_default()
+}
+
 macro_rules! calls {
     ($($name:ident, $method:ident, $request:ident -> $reply:ident, $mutates:literal, |$this:ident| $subject:expr;)*) => {
         $(impl Call for pb::$request {
@@ -91,4 +99,8 @@ calls! {
     SetXattr, set_xattr, SetXattrRequest -> SetXattrReply, true, |this| at(&this.at);
     Statfs, statfs, StatfsRequest -> StatfsReply, false, |_this| String::from("/");
     Usage, usage, UsageRequest -> UsageReply, false, |this| at(&this.at);
+    Period, period, PeriodRequest -> PeriodReply, false, |_this| String::from("/");
+    CheckInodes, check_inodes, CheckInodesRequest -> CheckInodesReply, false, |_this| String::from("/");
+    CheckEntries, check_entries, CheckEntriesRequest -> CheckEntriesReply, false, |_this| String::from("/");
+    Repair, repair, RepairRequest -> RepairReply, true, |this| subject(this);
 }

@@ -167,6 +167,7 @@ impl MetaClient {
             groups: who.groups.to_vec(),
             client: self.shared.client.0,
             request,
+            ..Default::default()
         });
         let sent = call.clone();
         let answer = self.shared.failover.call(call.into_request(), deadline).await;

@@ -22,6 +22,7 @@
 //! ```
 
 mod call;
+mod choice;
 mod client;
 mod error;
 mod failover;

@@ -6,15 +6,18 @@
 //! mounted `noatime`, because a write for every read would make readers conflict.
 
 mod batch_stat;
+mod check;
 mod link;
 mod make;
 mod mkdir;
 mod mknod;
 pub(crate) mod open;
+mod period;
 mod readdir;
 mod readlink;
 mod remove;
 mod rename;
+pub(crate) mod repair;
 mod set_attr;
 mod set_layout;
 mod stat;

@@ -95,6 +95,16 @@ pub fn inodes() -> KeyRange {
     below(with(INODE, &[]))
 }
 
+/// Where the keys of an inode and its companions end.
+pub fn behind_inode(id: InodeId) -> Bytes {
+    with(INODE, &[&id.0.to_le_bytes(), &[0xff]])
+}
+/// The inode that a key of [`inodes`] stands for; nothing for a companion.
+pub fn inode_id(key: &[u8]) -> Option<InodeId> {
+    let id = key.strip_prefix(INODE)?;
+    Some(InodeId(u64::from_le_bytes(id.try_into().ok()?)))
+}
+
 /// A name in a directory.
 pub fn entry(parent: InodeId, name: &[u8]) -> Bytes {
     with(ENTRY, &[&parent.0.to_le_bytes(), name])
@@ -102,6 +112,16 @@ pub fn entry(parent: InodeId, name: &[u8]) -> Bytes {
 /// All names of a directory, in order.
 pub fn entries(parent: InodeId) -> KeyRange {
     below(with(ENTRY, &[&parent.0.to_le_bytes()]))
+}
+/// All names of all directories, for tools.
+pub fn all_entries() -> KeyRange {
+    below(with(ENTRY, &[]))
+}
+/// The directory in an entry's key.
+pub fn entry_parent(key: &[u8]) -> Result<InodeId, CorruptValue> {
+    let id = key.strip_prefix(ENTRY).and_then(|key| key.first_chunk::<8>());
+    let damaged = || CorruptValue::Damaged { what: "a directory entry's key", reason: format!("{key:?}") };
+    id.map(|id| InodeId(u64::from_le_bytes(*id))).ok_or_else(damaged)
 }
 /// The name in an entry's key.
 pub fn entry_name(key: &Bytes) -> Result<Bytes, CorruptValue> {
@@ -249,6 +269,10 @@ mod tests {
     fn keys_give_back_what_they_name() {
         let name = Bytes::from_static(b"file");
         assert_eq!(entry_name(&entry(InodeId(5), &name)), Ok(name.clone()));
+        assert_eq!(entry_parent(&entry(InodeId(5), &name)), Ok(InodeId(5)));
+        assert_eq!(inode_id(&inode(InodeId(5))), Some(InodeId(5)));
+        assert_eq!(inode_id(&dir_times(InodeId(5))), None);
+        assert!(dir_times(InodeId(5)) < behind_inode(InodeId(5)));
         assert_eq!(xattr_name(&xattr(InodeId(5), &name)), Ok(name));
         assert_eq!(session_parts(&session(InodeId(5), &[9; 16])), Ok((InodeId(5), [9; 16])));
         assert_eq!(queued_inode(&reclaim(InodeId(77))), Ok(InodeId(77)));

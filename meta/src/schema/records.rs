@@ -34,6 +34,12 @@ pub struct Outcome {
     /// The encoded reply.
     #[prost(bytes = "bytes", tag = "2")]
     pub reply: Bytes,
+    /// Of a request that was refused: a `Status`; 0 if it was carried out.
+    #[prost(uint32, tag = "3")]
+    pub refused: u32,
+    /// The refusal's words.
+    #[prost(string, tag = "4")]
+    pub message: String,
 }
 
 /// A removed file whose chunks are to be removed. No session is left.

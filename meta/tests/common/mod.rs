@@ -128,6 +128,7 @@ impl World {
             groups: groups.to_vec(),
             client: 42,
             request: Bytes::copy_from_slice(&u128::from(request).to_be_bytes()),
+            ..Default::default()
         })
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use catena_proto::meta_call::{Reply, Request};
 use catena_proto::pb;
 use catena_proto::pb::FileType;
 use catena_proto::status::Status;
@@ -496,83 +497,82 @@ fn facts(inode: Option<pb::Inode>) -> Answer {
     }
 }
 
-/// Carries out a call on the service. `request` names it; the same request may be sent again.
-pub async fn perform(world: &World, caller: Option<pb::Caller>, op: &Op) -> Answer {
-    let service = &world.service;
+/// An operation as a request.
+pub fn request(caller: Option<pb::Caller>, op: &Op) -> Request {
     let text = |path: &str| Bytes::copy_from_slice(path.as_bytes());
-    let outcome = match op {
-        Op::Mkdir(path, mode) => {
-            let request =
-                pb::MkdirRequest { caller, at: at(path), mode: *mode, parents: false, layout: None };
-            service.mkdir(request).await.map(|reply| facts(reply.inode))
-        }
-        Op::Create(path, mode, exclusive) => {
-            let request = pb::OpenRequest {
-                caller,
-                at: at(path),
-                read: true,
-                create: true,
-                exclusive: *exclusive,
-                mode: *mode,
-                ..Default::default()
-            };
-            service.open(request).await.map(|reply| facts(reply.inode))
-        }
+    match op {
+        Op::Mkdir(path, mode) => Request::Mkdir(pb::MkdirRequest {
+            caller,
+            at: at(path),
+            mode: *mode,
+            parents: false,
+            layout: None,
+        }),
+        Op::Create(path, mode, exclusive) => Request::Open(pb::OpenRequest {
+            caller,
+            at: at(path),
+            read: true,
+            create: true,
+            exclusive: *exclusive,
+            mode: *mode,
+            ..Default::default()
+        }),
         Op::Symlink(path, target) => {
-            let request = pb::SymlinkRequest { caller, at: at(path), target: text(target) };
-            service.symlink(request).await.map(|reply| facts(reply.inode))
+            Request::Symlink(pb::SymlinkRequest { caller, at: at(path), target: text(target) })
         }
         Op::Link(from, to) => {
-            let request = pb::LinkRequest { caller, from: at(from), to: at(to), follow: false };
-            service.link(request).await.map(|reply| facts(reply.inode))
+            Request::Link(pb::LinkRequest { caller, from: at(from), to: at(to), follow: false })
         }
-        Op::Unlink(path) | Op::Rmdir(path) | Op::RemoveAll(path) => {
-            let request = pb::RemoveRequest {
-                caller,
-                at: at(path),
-                directory: matches!(op, Op::Rmdir(_)),
-                recursive: matches!(op, Op::RemoveAll(_)),
-            };
-            service.remove(request).await.map(|_| Answer::Done)
-        }
+        Op::Unlink(path) | Op::Rmdir(path) | Op::RemoveAll(path) => Request::Remove(pb::RemoveRequest {
+            caller,
+            at: at(path),
+            directory: matches!(op, Op::Rmdir(_)),
+            recursive: matches!(op, Op::RemoveAll(_)),
+        }),
         Op::Rename(from, to, mode) => {
-            let request = pb::RenameRequest { caller, from: at(from), to: at(to), mode: *mode as i32 };
-            service.rename(request).await.map(|reply| facts(reply.inode))
+            Request::Rename(pb::RenameRequest { caller, from: at(from), to: at(to), mode: *mode as i32 })
         }
-        Op::Chmod(path, mode) => {
-            let request = pb::SetAttrRequest {
-                caller,
-                at: at(path),
-                follow: true,
-                mode: Some(*mode),
-                ..Default::default()
-            };
-            service.set_attr(request).await.map(|reply| facts(reply.inode))
+        Op::Chmod(path, mode) => Request::SetAttr(pb::SetAttrRequest {
+            caller,
+            at: at(path),
+            follow: true,
+            mode: Some(*mode),
+            ..Default::default()
+        }),
+        Op::Chown(path, uid, gid) => Request::SetAttr(pb::SetAttrRequest {
+            caller,
+            at: at(path),
+            follow: true,
+            uid: Some(*uid),
+            gid: Some(*gid),
+            ..Default::default()
+        }),
+        Op::Stat(path, follow) => Request::Stat(pb::StatRequest { caller, at: at(path), follow: *follow }),
+        Op::List(path) => Request::Readdir(pb::ReaddirRequest { caller, at: at(path), ..Default::default() }),
+    }
+}
+
+/// What the model would say of this outcome.
+pub fn answer(outcome: Result<Reply, Status>) -> Answer {
+    match outcome {
+        Err(status) => Answer::Refused(status),
+        Ok(Reply::Open(reply)) => facts(reply.inode),
+        Ok(Reply::Stat(reply)) => facts(reply.inode),
+        Ok(Reply::Rename(reply)) => facts(reply.inode),
+        Ok(Reply::Mkdir(reply) | Reply::Symlink(reply) | Reply::Link(reply) | Reply::SetAttr(reply)) => {
+            facts(reply.inode)
         }
-        Op::Chown(path, uid, gid) => {
-            let request = pb::SetAttrRequest {
-                caller,
-                at: at(path),
-                follow: true,
-                uid: Some(*uid),
-                gid: Some(*gid),
-                ..Default::default()
-            };
-            service.set_attr(request).await.map(|reply| facts(reply.inode))
+        Ok(Reply::Readdir(reply)) => {
+            let name = |entry: &pb::DirEntry| String::from_utf8_lossy(&entry.name).into_owned();
+            Answer::Names(reply.entries.iter().map(name).collect())
         }
-        Op::Stat(path, follow) => {
-            let request = pb::StatRequest { caller, at: at(path), follow: *follow };
-            service.stat(request).await.map(|reply| facts(reply.inode))
-        }
-        Op::List(path) => {
-            let request = pb::ReaddirRequest { caller, at: at(path), ..Default::default() };
-            service.readdir(request).await.map(|reply| {
-                let name = |entry: &pb::DirEntry| String::from_utf8_lossy(&entry.name).into_owned();
-                Answer::Names(reply.entries.iter().map(name).collect())
-            })
-        }
-    };
-    outcome.unwrap_or_else(|failure| Answer::Refused(failure.status))
+        Ok(_) => Answer::Done,
+    }
+}
+
+/// Carries out a call on the service. `request` names it; the same request may be sent again.
+pub async fn perform(world: &World, caller: Option<pb::Caller>, op: &Op) -> Answer {
+    answer(world.service.answer(request(caller, op)).await.map_err(|failure| failure.status))
 }
 
 /// The service's whole tree, as [`Model::tree`] has the model's.

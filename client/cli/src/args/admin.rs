@@ -70,6 +70,35 @@ A target that is waiting has its turn when the one before it in its chain is don
     /// Clients that have a session.
     #[command(after_help = "Examples:\n  catena admin clients")]
     Clients,
+    /// Check the whole file system, or what is below a path, while it is in use; repair what is safe to repair.
+    #[command(after_help = FSCK)]
+    Fsck(FsckArgs),
+}
+
+const FSCK: &str = "Checks names and inodes against each other, lengths against chunks, and the replicas of every chunk against each other.
+With a path: the files below it, without a search for what no path leads to (orphaned chunks, unreachable inodes).
+Repair removes names without inodes and chunks without files, settles lengths and link counts, and moves what no name leads to
+to /lost+found. It never chooses between replicas that differ. Needs the superuser's rights.
+Exit status: 0 nothing is left to repair, 1 something is (or the check could not be finished).
+Examples:
+  catena admin fsck
+  catena admin fsck --repair
+  catena admin fsck /models --json | tail -1 | jq .left";
+
+/// `catena admin fsck`.
+#[derive(clap::Args, Debug)]
+pub struct FsckArgs {
+    /// Only what is at and below this path.
+    pub path: Option<String>,
+    /// Repair what is safe to repair.
+    #[arg(long)]
+    pub repair: bool,
+    /// Compare only versions and lengths of replicas: checksums may have to be read from disk.
+    #[arg(long)]
+    pub quick: bool,
+    /// How long an orphaned chunk must have been seen before it is removed.
+    #[arg(long, value_name = "TIME", value_parser = crate::units::parse_duration, default_value = "10s")]
+    pub grace: std::time::Duration,
 }
 
 /// `catena admin chain`.
@@ -172,6 +201,7 @@ impl AdminCommand {
             AdminCommand::Scrub { command: ScrubCommand::Stop { .. } } => "scrub stop",
             AdminCommand::Resync { .. } => "resync",
             AdminCommand::Clients => "clients",
+            AdminCommand::Fsck(_) => "fsck",
         }
     }
 }

@@ -37,6 +37,9 @@ pub async fn run(command: AdminCommand, cluster: &ClusterArgs, out: Output) -> R
         let request = RecoverChainRequest { chain, target, accept_data_loss, ..Default::default() };
         return recover_chain(cluster, request, out).await;
     }
+    if let AdminCommand::Fsck(args) = command {
+        return super::fsck::run(args, cluster, out).await;
+    }
     if let AdminCommand::Tables {
         command: Some(TablesCommand::Create { replicas, min_nodes, targets_per_disk, table }),
     } = command
@@ -78,7 +81,8 @@ pub async fn run(command: AdminCommand, cluster: &ClusterArgs, out: Output) -> R
         AdminCommand::Clients
         | AdminCommand::Scrub { .. }
         | AdminCommand::Chain { .. }
-        | AdminCommand::Resync { .. } => {
+        | AdminCommand::Resync { .. }
+        | AdminCommand::Fsck(_) => {
             unreachable!("answered above")
         }
     }

@@ -6,4 +6,5 @@ pub mod config;
 pub mod demo;
 pub mod dev;
 pub mod fs;
+pub mod fsck;
 pub mod serve;
