@@ -66,6 +66,11 @@ pub enum Store {
         /// The directory.
         path: PathBuf,
     },
+    /// A key-value service, which several services share: `catena serve kv`.
+    Remote {
+        /// Its gRPC address, `host:port`.
+        address: String,
+    },
     /// In memory, gone when the process ends: tests only.
     #[default]
     Mem,
@@ -177,6 +182,11 @@ impl Config {
         }
         if let Some(address) = self.mgmtd.iter().find(|address| !has_port(address)) {
             return bad("mgmtd", format!("{address:?} is not host:port"));
+        }
+        if let Store::Remote { address } = &self.store
+            && !has_port(address)
+        {
+            return bad("store.address", format!("{address:?} is not host:port"));
         }
         if self.root.mode > 0o7777 {
             return bad("root.mode", format!("{:#o} has bits beyond 0o7777", self.root.mode));
@@ -291,6 +301,7 @@ mod tests {
         assert_eq!(key(|c| c.node = 0), "node");
         assert_eq!(key(|c| c.listen = "nowhere".into()), "listen");
         assert_eq!(key(|c| c.mgmtd.clear()), "mgmtd");
+        assert_eq!(key(|c| c.store = Store::Remote { address: ":7300".into() }), "store.address");
         assert_eq!(key(|c| c.root.mode = 0o10000), "root.mode");
         assert_eq!(key(|c| c.layout.chunk_size = 1_000_000), "layout.chunk_size");
         assert_eq!(key(|c| c.layout.stripe = 0), "layout.stripe");

@@ -54,6 +54,11 @@ pub enum Store {
         /// The directory.
         path: PathBuf,
     },
+    /// A key-value service, which several services share: `catena serve kv`.
+    Remote {
+        /// Its gRPC address, `host:port`.
+        address: String,
+    },
     /// In memory, gone when the process ends: tests only.
     #[default]
     Mem,
@@ -90,6 +95,11 @@ impl Config {
             if let Some(address) = address.filter(|address| !has_port(address)) {
                 return bad(key, format!("{address:?} is not host:port"));
             }
+        }
+        if let Store::Remote { address } = &self.store
+            && !has_port(address)
+        {
+            return bad("store.address", format!("{address:?} is not host:port"));
         }
         for (key, lease) in [("lease", self.lease), ("client_lease", self.client_lease)] {
             if !LEASES.contains(&lease) {
@@ -177,6 +187,7 @@ mod tests {
         assert_eq!(key(|config| config.node = 0), "node");
         assert_eq!(key(|config| config.listen = "nowhere".into()), "listen");
         assert_eq!(key(|config| config.advertise = Some(":1".into())), "advertise");
+        assert_eq!(key(|config| config.store = Store::Remote { address: "kv".into() }), "store.address");
         assert_eq!(key(|config| config.lease = Duration::from_millis(1)), "lease");
         assert_eq!(key(|config| config.client_lease = Duration::from_secs(3600)), "client_lease");
     }

@@ -151,13 +151,14 @@ async fn supervise(
                 return;
             }
         };
+        let killed = status.as_ref().is_ok_and(was_killed);
         let how = status.map_or_else(|error| error.to_string(), describe);
         let _ = std::fs::remove_file(&spec.pid);
         state.send_replace(State::Down(how.clone()));
         if !*keep.borrow() {
             return;
         }
-        if started.elapsed() > SETTLED {
+        if killed || started.elapsed() > SETTLED {
             pause = FIRST_PAUSE;
         }
         let mut how = how;
@@ -218,7 +219,11 @@ fn spawn(spec: &Spec) -> Result<Leashed> {
         .spawn()
         .map_err(about)?;
     let pid = child.id().unwrap_or(0);
-    std::fs::write(&spec.pid, pid.to_string()).map_err(|error| Failure::io(spec.pid.display(), error))?;
+    // In one step: whoever reads it finds a whole number or no file.
+    let draft = spec.pid.with_extension("new");
+    std::fs::write(&draft, pid.to_string())
+        .and_then(|()| std::fs::rename(&draft, &spec.pid))
+        .map_err(|error| Failure::io(spec.pid.display(), error))?;
     Ok(Leashed { _leash: child.stdin.take(), child })
 }
 
@@ -226,6 +231,12 @@ fn signal(pid: Option<u32>, signal: Signal) {
     if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid as i32)) {
         let _ = kill_process(pid, signal);
     }
+}
+
+/// Killed from outside, which says nothing about how it will fare next time: it starts again without a longer pause.
+fn was_killed(status: &ExitStatus) -> bool {
+    use std::os::unix::process::ExitStatusExt;
+    status.signal() == Some(Signal::KILL.as_raw())
 }
 
 fn describe(status: ExitStatus) -> String {

@@ -265,6 +265,17 @@ mod tests {
         }
     }
 
+    /// mgmtd may keep its records in the same store: they begin with MGMT.
+    #[test]
+    fn no_kind_of_key_is_another_s_or_mgmtd_s() {
+        let kinds = [
+            INODE, ENTRY, XATTR, SESSION, OUTCOME, ALLOCATOR, RECLAIM, TRASH, TRUNCATE, COUNTER, CONFIG,
+            b"MGMT",
+        ];
+        let distinct: std::collections::BTreeSet<_> = kinds.iter().collect();
+        assert_eq!(distinct.len(), kinds.len());
+    }
+
     #[test]
     fn keys_give_back_what_they_name() {
         let name = Bytes::from_static(b"file");

@@ -41,9 +41,11 @@ pub struct DemoArgs {
 #[command(after_help = "Examples:
   catena dev --dir ./cluster
   catena dev --dir ./cluster --nodes 5 --disks-per-node 2 --replicas 3
+  catena dev --dir ./cluster --mgmtd 3 --meta 2
   CATENA_CLUSTER=./cluster/cluster.toml catena fs ls /
 
-Ctrl-C stops everything cleanly. Started again on the same directory, the files are there.")]
+A service that dies is started again after half a second, later if it keeps dying; D/run/NAME.pid has the process id of every service
+while it runs. Ctrl-C stops everything cleanly. Started again on the same directory, the files are there.")]
 pub struct DevArgs {
     /// The cluster's directory, made if it is missing.
     #[arg(long, value_name = "DIR")]
@@ -51,6 +53,12 @@ pub struct DevArgs {
     /// Storage nodes [default: 3].
     #[arg(long, value_name = "N")]
     pub nodes: Option<u32>,
+    /// Cluster managers, of which one is primary and the rest stand by [default: 1].
+    #[arg(long, value_name = "N")]
+    pub mgmtd: Option<u32>,
+    /// Metadata services [default: 1]. With more than one of them or of mgmtd, a key-value service runs that they share.
+    #[arg(long, value_name = "N")]
+    pub meta: Option<u32>,
     /// Copies of every chunk [default: 3, or the number of nodes if that is smaller].
     #[arg(long, value_name = "N")]
     pub replicas: Option<u32>,

@@ -73,6 +73,7 @@ impl Command {
             Command::Demo(_) => return "demo".into(),
             Command::Dev(_) => return "dev".into(),
             Command::Serve(ServeCommand::Mgmtd(_)) => ("serve", "mgmtd"),
+            Command::Serve(ServeCommand::Kv(_)) => ("serve", "kv"),
             Command::Serve(ServeCommand::Meta(_)) => ("serve", "meta"),
             Command::Serve(ServeCommand::Storage(_)) => ("serve", "storage"),
             Command::Config(ConfigCommand::Example { .. }) => ("config", "example"),
@@ -137,6 +138,8 @@ pub enum ServiceKind {
     Meta,
     /// Chunks on disks.
     Storage,
+    /// The key-value store that several mgmtd and meta share.
+    Kv,
 }
 
 impl ServiceKind {
@@ -146,6 +149,7 @@ impl ServiceKind {
             ServiceKind::Mgmtd => "mgmtd",
             ServiceKind::Meta => "meta",
             ServiceKind::Storage => "storage",
+            ServiceKind::Kv => "kv",
         }
     }
 }
@@ -162,6 +166,9 @@ pub enum ServeCommand {
     /// Run a storage service.
     #[command(after_help = "Examples:\n  catena serve storage --config storage-1.toml")]
     Storage(ServeArgs),
+    /// Run a key-value service: one store that several mgmtd and meta services share.
+    #[command(after_help = "Examples:\n  catena serve kv --config kv.toml")]
+    Kv(ServeArgs),
 }
 
 /// `catena serve KIND`.

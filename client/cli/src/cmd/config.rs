@@ -16,6 +16,7 @@ pub fn run(command: ConfigCommand, out: Output) -> Result<()> {
                 ServiceKind::Mgmtd => catena_mgmtd::EXAMPLE,
                 ServiceKind::Meta => catena_meta::EXAMPLE,
                 ServiceKind::Storage => catena_storage::EXAMPLE,
+                ServiceKind::Kv => catena_kv_remote::EXAMPLE,
             };
             output::print(&example.trim_end());
         }
@@ -24,6 +25,7 @@ pub fn run(command: ConfigCommand, out: Output) -> Result<()> {
                 ServiceKind::Mgmtd => load_mgmtd(&file).map(drop)?,
                 ServiceKind::Meta => load_meta(&file).map(drop)?,
                 ServiceKind::Storage => load_storage(&file).map(drop)?,
+                ServiceKind::Kv => load_kv(&file).map(drop)?,
             }
             if out.json {
                 out.object(serde_json::json!({"ok": true}));
@@ -74,6 +76,12 @@ loader!(
     catena_storage::Config
 );
 
+loader!(
+    /// Reads and checks a key-value service's configuration.
+    load_kv,
+    catena_kv_remote::Config
+);
+
 /// What the binary reads for itself; the rest is the service's.
 #[derive(serde::Deserialize)]
 struct Common {
@@ -96,6 +104,7 @@ mod tests {
         load_mgmtd(file(catena_mgmtd::EXAMPLE).path()).unwrap();
         load_meta(file(catena_meta::EXAMPLE).path()).unwrap();
         load_storage(file(catena_storage::EXAMPLE).path()).unwrap();
+        load_kv(file(catena_kv_remote::EXAMPLE).path()).unwrap();
     }
 
     #[test]

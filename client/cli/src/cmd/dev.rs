@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::args::local::DevArgs;
 use crate::exit::Result;
 use crate::local::cluster::LocalCluster;
-use crate::local::directory::Directory;
+use crate::local::directory::{Directory, NO_NODE};
 use crate::local::shape::Wish;
 use crate::output::Output;
 use crate::signals::Stop;
@@ -18,6 +18,8 @@ pub async fn run(args: DevArgs, out: Output) -> Result<()> {
     let mut stop = Stop::new()?;
     let wish = Wish {
         nodes: args.nodes,
+        mgmtd: args.mgmtd,
+        meta: args.meta,
         replicas: args.replicas,
         disks_per_node: args.disks_per_node,
         chunk_size: args.chunk_size,
@@ -50,7 +52,11 @@ fn announce(cluster: &LocalCluster, out: Output) {
             .services()
             .map(|(spec, state)| {
                 let pid = if let State::Running(pid) = state { pid } else { 0 };
-                json!({"name": spec.name, "node": spec.node, "pid": pid, "address": cluster.address(spec.node), "log": spec.log})
+                let node = (spec.node != NO_NODE).then_some(spec.node);
+                json!({
+                    "name": spec.name, "kind": spec.kind.name(), "node": node, "pid": pid, "pid_file": spec.pid,
+                    "address": cluster.address(spec), "log": spec.log,
+                })
             })
             .collect();
         out.object(json!({
@@ -63,9 +69,9 @@ fn announce(cluster: &LocalCluster, out: Output) {
         let pid = if let State::Running(pid) = state { pid.to_string() } else { "-".into() };
         table.row([
             spec.name.clone(),
-            format!("n{}", spec.node),
+            if spec.node == NO_NODE { "-".into() } else { format!("n{}", spec.node) },
             pid,
-            cluster.address(spec.node),
+            cluster.address(spec),
             cluster.metrics_address(spec.node),
         ]);
     }

@@ -6,18 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use catena_buf::{BufPool, PoolConfig};
-use catena_kv::Database;
+use catena_kv::local::Store;
+use catena_kv::{Database, MemDatabase};
 use catena_kv_embedded::{EmbeddedDatabase, Options};
+use catena_kv_remote::{GrpcKv, RemoteDatabase};
 use catena_net::tcp::TcpTransport;
 use catena_net::{Identity, PeerId, Transport};
-use catena_proto::ids::{Incarnation, NodeId};
+use catena_proto::ids::{ClusterId, Incarnation, NodeId};
+use catena_proto::rpc::ClientAuth;
+use catena_proto::token::Token;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::args::{ServeArgs, ServeCommand};
 use crate::clock::SystemClock;
-use crate::cmd::config::{load_meta, load_mgmtd, load_storage};
+use crate::cmd::config::{load_kv, load_meta, load_mgmtd, load_storage};
 use crate::exit::{Failure, Result};
 use crate::signals::Stop;
 use crate::{logging, metrics};
@@ -34,6 +38,7 @@ pub async fn run(command: ServeCommand) -> Result<()> {
         ServeCommand::Mgmtd(args) => mgmtd(&args).await,
         ServeCommand::Meta(args) => meta(&args).await,
         ServeCommand::Storage(args) => storage(&args).await,
+        ServeCommand::Kv(args) => kv(&args).await,
     }
 }
 
@@ -43,8 +48,9 @@ async fn mgmtd(args: &ServeArgs) -> Result<()> {
     let config = loaded.config;
     let endpoint = bind_metrics(config.metrics.as_deref()).await?;
     let db: Arc<dyn Database> = match &config.store {
-        catena_mgmtd::config::Store::Embedded { path } => open(path)?,
-        catena_mgmtd::config::Store::Mem => Arc::new(catena_kv::MemDatabase::new()),
+        catena_mgmtd::config::Store::Embedded { path } => Arc::new(open(path)?),
+        catena_mgmtd::config::Store::Remote { address } => connect(address, config.cluster, &config.token)?,
+        catena_mgmtd::config::Store::Mem => Arc::new(MemDatabase::new()),
     };
     let env = catena_mgmtd::Env { clock: Arc::new(SystemClock::new()), seed: rand::random() };
     let mut end = End::new(args)?;
@@ -63,8 +69,9 @@ async fn meta(args: &ServeArgs) -> Result<()> {
     let config = loaded.config;
     let endpoint = bind_metrics(config.metrics.as_deref()).await?;
     let db: Arc<dyn Database> = match &config.store {
-        catena_meta::config::Store::Embedded { path } => open(path)?,
-        catena_meta::config::Store::Mem => Arc::new(catena_kv::MemDatabase::new()),
+        catena_meta::config::Store::Embedded { path } => Arc::new(open(path)?),
+        catena_meta::config::Store::Remote { address } => connect(address, config.cluster, &config.token)?,
+        catena_meta::config::Store::Mem => Arc::new(MemDatabase::new()),
     };
     let env = catena_meta::Env { clock: Arc::new(SystemClock::new()), seed: rand::random() };
     let identity = Identity {
@@ -117,10 +124,48 @@ async fn storage(args: &ServeArgs) -> Result<()> {
     outcome
 }
 
-fn open(path: &std::path::Path) -> Result<Arc<dyn Database>> {
-    let db = EmbeddedDatabase::open(path, Options::default())
-        .map_err(|error| Failure::failed(error.to_string()))?;
-    Ok(Arc::new(db))
+async fn kv(args: &ServeArgs) -> Result<()> {
+    let loaded = load_kv(&args.config)?;
+    logging::for_service(&loaded.log)?;
+    match loaded.config.store.clone() {
+        catena_kv_remote::config::Store::Embedded { path } => {
+            serve_store(args, loaded.config, || open(&path)).await
+        }
+        catena_kv_remote::config::Store::Mem => {
+            serve_store(args, loaded.config, || Ok(MemDatabase::new())).await
+        }
+    }
+}
+
+async fn serve_store<S: Store>(
+    args: &ServeArgs,
+    config: catena_kv_remote::Config,
+    open: impl FnOnce() -> Result<S>,
+) -> Result<()> {
+    let endpoint = bind_metrics(config.metrics.as_deref()).await?;
+    let did_not_start = |error| Failure::failed(format!("did not start: {error}"));
+    // The port first: a second process on the same configuration stops here, before it touches anything.
+    let listener = catena_kv_remote::bind(&config.listen).await.map_err(did_not_start)?;
+    let mut end = End::new(args)?;
+    let store = Arc::new(open()?);
+    let members = (config.cluster, config.token);
+    let running = catena_kv_remote::start(listener, members, store, rand::random()).map_err(did_not_start)?;
+    let mut registry = registry();
+    running.service().metrics().register(&mut registry);
+    serve_metrics(endpoint, registry);
+    let outcome = end.or_failure(running.failed()).await;
+    running.stop().await;
+    outcome
+}
+
+fn open(path: &std::path::Path) -> Result<EmbeddedDatabase> {
+    EmbeddedDatabase::open(path, Options::default()).map_err(|error| Failure::failed(error.to_string()))
+}
+
+/// The store behind a key-value service. Nothing is connected yet.
+fn connect(address: &str, cluster: ClusterId, token: &Token) -> Result<Arc<dyn Database>> {
+    let api = GrpcKv::new(address, ClientAuth::new(cluster, token))?;
+    Ok(Arc::new(RemoteDatabase::new(Arc::new(api), catena_kv_remote::Options::new(address))))
 }
 
 fn registry() -> Registry {

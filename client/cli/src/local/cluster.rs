@@ -1,4 +1,4 @@
-//! Starts and stops a local cluster: mgmtd first, then everything else, then the chain table; the other way round at the end.
+//! Starts and stops a local cluster: a shared store and mgmtd first, then everything else, then the chain table; the other way round at the end.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -81,9 +81,16 @@ impl LocalCluster {
 
     async fn bring_up(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<()> {
         let step = progress::step("starting mgmtd");
-        let (manager, others): (Vec<Spec>, Vec<Spec>) =
-            self.directory.services().into_iter().partition(|spec| spec.kind == ServiceKind::Mgmtd);
-        for spec in manager {
+        let (stores, others): (Vec<Spec>, Vec<Spec>) =
+            self.directory.services().into_iter().partition(|spec| spec.kind == ServiceKind::Kv);
+        for spec in stores {
+            let address = self.address(&spec);
+            self.services.push(Service::start(spec, events.clone())?);
+            self.wait_listening(&address).await?;
+        }
+        let (managers, others): (Vec<Spec>, Vec<Spec>) =
+            others.into_iter().partition(|spec| spec.kind == ServiceKind::Mgmtd);
+        for spec in managers {
             self.services.push(Service::start(spec, events.clone())?);
         }
         self.wait("mgmtd to answer", START_LIMIT, |_| true).await?;
@@ -95,7 +102,9 @@ impl LocalCluster {
             .services
             .iter()
             .filter_map(|service| match service.state() {
-                State::Running(pid) if service.spec.kind != ServiceKind::Mgmtd => {
+                State::Running(pid)
+                    if matches!(service.spec.kind, ServiceKind::Meta | ServiceKind::Storage) =>
+                {
                     Some((service.spec.node, pid))
                 }
                 _ => None,
@@ -187,6 +196,29 @@ impl LocalCluster {
         self.wait("all replicas", limit, all_replicas_serve).await
     }
 
+    /// Waits until somebody listens: the store of a key-value service is open by then.
+    async fn wait_listening(&self, address: &str) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        while let Err(error) = tokio::net::TcpStream::connect(address).await {
+            self.check_alive()?;
+            if Instant::now() >= deadline {
+                let message = format!("waited {} s for {address}: {error}", START_LIMIT.as_secs());
+                return Err(Failure::new(Exit::Unreachable, message));
+            }
+            sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Fails if a child has died that was not killed on purpose.
+    fn check_alive(&self) -> Result<()> {
+        let mut expected = self.services.iter().filter(|service| !self.killed.contains(&service.spec.name));
+        expected.try_for_each(|service| match service.state() {
+            State::Down(how) => Err(service.start_failure(&how)),
+            State::Running(_) => Ok(()),
+        })
+    }
+
     /// Waits until routing information is as it should be, a child dies, or the time is over.
     pub async fn wait(
         &self,
@@ -202,11 +234,7 @@ impl LocalCluster {
         let mut last = "mgmtd has not answered".to_owned();
         let mut known = 0;
         loop {
-            for service in self.services.iter().filter(|service| !self.killed.contains(&service.spec.name)) {
-                if let State::Down(how) = service.state() {
-                    return Err(service.start_failure(&how));
-                }
-            }
+            self.check_alive()?;
             match quick.get_routing(known, Duration::from_millis(300)).await {
                 Ok(reply) => {
                     if let Some(wire) = reply.routing {
@@ -238,16 +266,17 @@ impl LocalCluster {
         self.services.iter().map(|service| (&service.spec, service.state()))
     }
 
-    /// Where a node answers.
-    pub fn address(&self, node: u32) -> String {
-        let node = self.routing.nodes.values().find(|known| known.id == node);
+    /// Where a service answers.
+    pub fn address(&self, spec: &Spec) -> String {
+        let node = self.routing.nodes.values().find(|known| known.id == spec.node);
         let address =
             node.map(
                 |node| if node.data_address.is_empty() { &node.control_address } else { &node.data_address },
             );
         match address {
             Some(address) => address.clone(),
-            None => self.directory.cluster().mgmtd[0].clone(),
+            // No node (yet): a stand-by mgmtd, the key-value service.
+            None => self.directory.address(&spec.name),
         }
     }
 
@@ -256,12 +285,14 @@ impl LocalCluster {
         self.directory.metrics_address(node)
     }
 
-    /// Stops everything: storage and meta together, then mgmtd, which hears of their stop.
+    /// Stops everything: storage and meta together, then mgmtd, which hears of their stop, then the store that they share.
     pub async fn stop(mut self) -> Directory {
         let step = progress::step("stopping");
+        let (stores, others): (Vec<_>, Vec<_>) =
+            self.services.drain(..).partition(|service| service.spec.kind == ServiceKind::Kv);
         let (managers, others): (Vec<_>, Vec<_>) =
-            self.services.drain(..).partition(|service| service.spec.kind == ServiceKind::Mgmtd);
-        for group in [others, managers] {
+            others.into_iter().partition(|service| service.spec.kind == ServiceKind::Mgmtd);
+        for group in [others, managers, stores] {
             group.iter().for_each(Service::begin_stop);
             for service in group {
                 service.stop().await;

@@ -6,7 +6,7 @@
 //! D/dev.toml            shape and ports; its presence says that the directory is complete
 //! D/lock                held by the `catena dev` or `demo` that runs it
 //! D/config/NAME.toml    D/logs/NAME.log    D/run/NAME.pid
-//! D/mgmtd/  D/meta/     stores
+//! D/mgmtd/  D/meta/     stores; with several mgmtd or meta one that they share, D/kv/
 //! D/storage-1/disk-1/   chunks
 //! ```
 
@@ -28,19 +28,25 @@ use crate::local::ports;
 use crate::local::shape::{Shape, Wish};
 use crate::toml_file;
 
-/// Node numbers: storage nodes count from 1, so that `storage-2` is node 2.
+/// Node numbers: storage nodes count from 1, so that `storage-2` is node 2. The only mgmtd:
 pub const MGMTD_NODE: u32 = 1001;
-/// The metadata service's.
+/// The only metadata service's.
 pub const META_NODE: u32 = 1002;
+/// One of several: `mgmtd-1` is node 1101.
+const MGMTD_NODES: u32 = 1100;
+/// One of several: `meta-1` is node 1201.
+const META_NODES: u32 = 1200;
+/// The key-value service is no node of the cluster: mgmtd depends on it.
+pub const NO_NODE: u32 = 0;
 
 /// A service of a local cluster.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// `mgmtd`, `meta`, `storage-1`, ...
+    /// `mgmtd`, `meta`, `storage-1`, ...; of several `mgmtd-1`, `meta-1`, and `kv`.
     pub name: String,
     /// What it is.
     pub kind: ServiceKind,
-    /// Its node number.
+    /// Its node number, or [`NO_NODE`].
     pub node: u32,
     /// Its configuration.
     pub config: PathBuf,
@@ -106,12 +112,13 @@ impl Directory {
             }
         };
         let names = port_names(&shape);
+        let managers = names_of(&shape).into_iter().filter(|(_, kind, _)| *kind == ServiceKind::Mgmtd);
         if names.iter().any(|name| !ports.contains_key(name)) {
             let chosen = ports::choose(names.len(), &mut rand::rng())?;
             ports = names.into_iter().zip(chosen).collect();
         }
         let fresh = cluster.is_none();
-        let mgmtd = vec![format!("127.0.0.1:{}", ports["mgmtd"])];
+        let mgmtd = managers.map(|(name, ..)| format!("127.0.0.1:{}", ports[&name])).collect();
         let cluster = match cluster {
             Some(cluster) => Cluster { mgmtd, ..cluster },
             None => {
@@ -140,6 +147,11 @@ impl Directory {
         self.root.join("cluster.toml")
     }
 
+    /// Where a service listens.
+    pub fn address(&self, name: &str) -> String {
+        self.ports.get(name).map_or_else(String::new, |port| format!("127.0.0.1:{port}"))
+    }
+
     /// Where a node's metrics are, `host:port/metrics`.
     pub fn metrics_address(&self, node: u32) -> String {
         let spec = self.services().into_iter().find(|spec| spec.node == node);
@@ -157,12 +169,7 @@ impl Directory {
             kind,
             node,
         };
-        let storage = (1..=self.shape.nodes).map(|n| spec(format!("storage-{n}"), ServiceKind::Storage, n));
-        let control = [
-            spec("mgmtd".into(), ServiceKind::Mgmtd, MGMTD_NODE),
-            spec("meta".into(), ServiceKind::Meta, META_NODE),
-        ];
-        control.into_iter().chain(storage).collect()
+        names_of(&self.shape).into_iter().map(|(name, kind, node)| spec(name, kind, node)).collect()
     }
 
     /// Fails if somebody listens on one of the cluster's ports.
@@ -203,28 +210,35 @@ impl Directory {
         let address = |name: &str| quote(&format!("127.0.0.1:{}", self.ports[name]));
         let name = &spec.name;
         let mut text = format!(
-            "# Written by `catena dev` at every start.\ncluster = \"{}\"\ntoken = \"{}\"\nnode = {}\nlisten = {}\nmetrics = {}\n",
+            "# Written by `catena dev` at every start.\ncluster = \"{}\"\ntoken = \"{}\"\nlisten = {}\nmetrics = {}\n",
             self.cluster.id,
             self.cluster.token.to_hex(),
-            spec.node,
             address(name),
             address(&format!("{name}-metrics")),
         );
         if let Some(lease) = self.lease.filter(|_| spec.kind == ServiceKind::Mgmtd) {
             text += &format!("lease = \"{} ms\"\n", lease.as_millis());
         }
-        if spec.kind != ServiceKind::Mgmtd {
-            text += &format!("mgmtd = [{}]\n", quote(&self.cluster.mgmtd[0]));
+        if !matches!(spec.kind, ServiceKind::Mgmtd | ServiceKind::Kv) {
+            let all: Vec<_> = self.cluster.mgmtd.iter().map(|address| quote(address)).collect();
+            text += &format!("mgmtd = [{}]\n", all.join(", "));
         }
+        if spec.node != NO_NODE {
+            text += &format!("node = {}\n", spec.node);
+        }
+        let store = || match self.shape.shares_store() && spec.kind != ServiceKind::Kv {
+            true => format!("\n[store]\nkind = \"remote\"\naddress = {}\n", address("kv")),
+            false => format!("\n[store]\nkind = \"embedded\"\npath = {}\n", path(name)),
+        };
         let Shape { disks_per_node, chunk_size, disk_capacity, .. } = self.shape;
         text += &match spec.kind {
-            ServiceKind::Mgmtd => format!("\n[store]\nkind = \"embedded\"\npath = {}\n", path("mgmtd")),
+            ServiceKind::Mgmtd | ServiceKind::Kv => store(),
             ServiceKind::Meta => {
                 // The first user owns the root, so that `fs mkdir /x` works without being root.
                 let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
                 format!(
-                    "\n[store]\nkind = \"embedded\"\npath = {}\n\n[root]\nuid = {uid}\ngid = {gid}\n\n[layout]\nchunk_size = {chunk_size}\n",
-                    path("meta")
+                    "{}\n[root]\nuid = {uid}\ngid = {gid}\n\n[layout]\nchunk_size = {chunk_size}\n",
+                    store()
                 )
             }
             ServiceKind::Storage => {
@@ -243,9 +257,25 @@ fn make_dir(path: &Path) -> Result<()> {
 
 /// The names of the ports that a shape needs.
 fn port_names(shape: &Shape) -> Vec<String> {
-    let services = ["mgmtd".to_owned(), "meta".to_owned()];
-    let services = services.into_iter().chain((1..=shape.nodes).map(|n| format!("storage-{n}")));
-    services.flat_map(|name| [format!("{name}-metrics"), name]).collect()
+    let services = names_of(shape).into_iter();
+    services.flat_map(|(name, ..)| [format!("{name}-metrics"), name]).collect()
+}
+
+/// The services of a shape, in the order in which they start: names, kinds, node numbers.
+fn names_of(shape: &Shape) -> Vec<(String, ServiceKind, u32)> {
+    let several = |kind: ServiceKind, count: u32, only: u32, first: u32| {
+        (1..=count).map(move |n| match count {
+            1 => (kind.name().to_owned(), kind, only),
+            _ => (format!("{}-{n}", kind.name()), kind, first + n),
+        })
+    };
+    let kv = shape.shares_store().then(|| ("kv".to_owned(), ServiceKind::Kv, NO_NODE));
+    let storage = (1..=shape.nodes).map(|n| (format!("storage-{n}"), ServiceKind::Storage, n));
+    kv.into_iter()
+        .chain(several(ServiceKind::Mgmtd, shape.mgmtd, MGMTD_NODE, MGMTD_NODES))
+        .chain(several(ServiceKind::Meta, shape.meta, META_NODE, META_NODES))
+        .chain(storage)
+        .collect()
 }
 
 /// One process at a time. The lock goes with the process, however it ends.
@@ -318,6 +348,30 @@ mod tests {
         let second = Directory::open(&root, &Wish::default()).unwrap();
         assert!(!second.fresh);
         assert_eq!((second.cluster().id, &second.ports, second.shape().nodes), (id, &ports, 2));
+    }
+
+    #[test]
+    fn several_mgmtd_or_meta_share_a_store_and_one_of_each_has_its_own() {
+        let temp = tempfile::tempdir().unwrap();
+        let wish = Wish { mgmtd: Some(3), meta: Some(2), ..wish(1) };
+        let directory = Directory::open(&temp.path().join("several"), &wish).unwrap();
+        let names: Vec<_> = directory.services().into_iter().map(|spec| spec.name).collect();
+        assert_eq!(names, ["kv", "mgmtd-1", "mgmtd-2", "mgmtd-3", "meta-1", "meta-2", "storage-1"]);
+        assert_eq!(directory.cluster().mgmtd.len(), 3);
+        let nodes: std::collections::BTreeSet<_> =
+            directory.services().into_iter().map(|spec| spec.node).collect();
+        assert_eq!(nodes.len(), names.len());
+        let kv = format!("address = \"127.0.0.1:{}\"", directory.ports["kv"]);
+        for spec in directory.services() {
+            let config = directory.config(&spec, "info");
+            let shares = matches!(spec.kind, ServiceKind::Mgmtd | ServiceKind::Meta);
+            assert_eq!(config.contains(&kv), shares, "{}: {config}", spec.name);
+            let all = directory.cluster().mgmtd.iter().all(|address| config.contains(address));
+            assert_eq!(all, matches!(spec.kind, ServiceKind::Meta | ServiceKind::Storage), "{config}");
+        }
+        let directory = Directory::open(&temp.path().join("one"), &super::tests::wish(1)).unwrap();
+        let names: Vec<_> = directory.services().into_iter().map(|spec| spec.name).collect();
+        assert_eq!(names, ["mgmtd", "meta", "storage-1"]);
     }
 
     #[test]

@@ -8,6 +8,8 @@ use crate::units;
 /// More processes than this on one machine is a mistake in the command line.
 const MAX_NODES: u32 = 64;
 const MAX_DISKS: u32 = 32;
+const MAX_MGMTD: u32 = 7;
+const MAX_META: u32 = 16;
 
 /// A local cluster's shape.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -15,6 +17,12 @@ const MAX_DISKS: u32 = 32;
 pub struct Shape {
     /// Storage nodes.
     pub nodes: u32,
+    /// Cluster managers.
+    #[serde(default = "one")]
+    pub mgmtd: u32,
+    /// Metadata services.
+    #[serde(default = "one")]
+    pub meta: u32,
     /// Copies of every chunk.
     pub replicas: u32,
     /// Disk directories of a node.
@@ -25,11 +33,20 @@ pub struct Shape {
     pub disk_capacity: u64,
 }
 
+/// Clusters made before there could be several have one.
+fn one() -> u32 {
+    1
+}
+
 /// What the command line says of a shape; nothing where it is silent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wish {
     /// `--nodes`
     pub nodes: Option<u32>,
+    /// `--mgmtd`
+    pub mgmtd: Option<u32>,
+    /// `--meta`
+    pub meta: Option<u32>,
     /// `--replicas`
     pub replicas: Option<u32>,
     /// `--disks-per-node`
@@ -46,6 +63,8 @@ impl Wish {
         let nodes = self.nodes.unwrap_or(3);
         let shape = Shape {
             nodes,
+            mgmtd: self.mgmtd.unwrap_or(1),
+            meta: self.meta.unwrap_or(1),
             replicas: self.replicas.unwrap_or(nodes.clamp(1, 3)),
             disks_per_node: self.disks_per_node.unwrap_or(1),
             chunk_size: self.chunk_size.unwrap_or(catena_proto::layout::DEFAULT_CHUNK_SIZE),
@@ -61,6 +80,8 @@ impl Wish {
         let numbers = |wanted: u32, is: u32| (wanted.to_string(), is.to_string());
         let differs = [
             ("--nodes", self.nodes.filter(|n| *n != shape.nodes).map(|n| numbers(n, shape.nodes))),
+            ("--mgmtd", self.mgmtd.filter(|n| *n != shape.mgmtd).map(|n| numbers(n, shape.mgmtd))),
+            ("--meta", self.meta.filter(|n| *n != shape.meta).map(|n| numbers(n, shape.meta))),
             (
                 "--replicas",
                 self.replicas.filter(|n| *n != shape.replicas).map(|n| numbers(n, shape.replicas)),
@@ -96,6 +117,11 @@ impl Wish {
 }
 
 impl Shape {
+    /// Whether mgmtd and meta keep their data in a key-value service: an embedded store belongs to one process.
+    pub fn shares_store(&self) -> bool {
+        self.mgmtd > 1 || self.meta > 1
+    }
+
     /// Refuses shapes that cannot work, before anything is made.
     pub fn validate(&self) -> Result<()> {
         let refuse = |message: String, hint: &str| Err(Failure::usage(message).hint(hint));
@@ -104,6 +130,14 @@ impl Shape {
                 format!("--nodes {}: a local cluster has 1 to {MAX_NODES} storage nodes", self.nodes),
                 "try --nodes 3",
             );
+        }
+        for (option, count, most) in [("--mgmtd", self.mgmtd, MAX_MGMTD), ("--meta", self.meta, MAX_META)] {
+            if count == 0 || count > most {
+                return refuse(
+                    format!("{option} {count}: a local cluster has 1 to {most} of them"),
+                    &format!("try {option} {}", if count == 0 { 1 } else { most }),
+                );
+            }
         }
         if self.disks_per_node == 0 || self.disks_per_node > MAX_DISKS {
             let message =
@@ -160,5 +194,7 @@ mod tests {
         assert!(Wish { nodes: Some(3), ..Wish::default() }.check_against(&shape, "D").is_ok());
         let failure = Wish { nodes: Some(5), ..Wish::default() }.check_against(&shape, "D").unwrap_err();
         assert_eq!(failure.message, "D holds a cluster made with --nodes 3, not 5");
+        let failure = Wish { mgmtd: Some(3), ..Wish::default() }.check_against(&shape, "D").unwrap_err();
+        assert_eq!(failure.message, "D holds a cluster made with --mgmtd 1, not 3");
     }
 }

@@ -25,7 +25,7 @@ fn help_shows_examples_at_every_level() {
 #[test]
 fn printed_examples_are_accepted_and_a_typo_is_named_with_its_line() {
     let directory = disk_directory();
-    for kind in ["mgmtd", "meta", "storage"] {
+    for kind in ["mgmtd", "meta", "storage", "kv"] {
         let example = run(&mut catena(["config", "example", kind])).good().out;
         let file = directory.path().join(format!("{kind}.toml"));
         std::fs::write(&file, &example).unwrap();
