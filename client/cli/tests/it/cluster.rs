@@ -5,7 +5,9 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::run::{Dev, catena, disk_directory, run};
+use rustix::process::Signal;
+
+use crate::run::{Dev, catena, disk_directory, gone, run, signal};
 
 /// Bytes that no two places share.
 fn contents(length: usize, seed: u32) -> Vec<u8> {
@@ -202,4 +204,41 @@ fn a_full_disk_refuses_clearly_keeps_what_is_there_and_takes_more_once_there_is_
     });
     assert!(again, "there is room, and still nothing is taken");
     dev.stop();
+}
+
+/// What a chaos driver rests on: process ids in files, and services that come back.
+#[test]
+fn services_that_share_a_store_are_killed_and_come_back_and_clients_do_not_notice() {
+    let temp = disk_directory();
+    let dev = Dev::start(
+        &temp.path().join("cluster"),
+        &["--nodes", "1", "--meta", "2", "--disk-capacity", "256MiB", "--log-level", "warn"],
+    );
+    let services = dev.ready["services"].as_array().unwrap();
+    let names: Vec<_> = services.iter().map(|service| service["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["kv", "mgmtd", "meta-1", "meta-2", "storage-1"]);
+    let pid = |name: &str| {
+        let file = dev.directory.join(format!("run/{name}.pid"));
+        std::fs::read_to_string(file).ok().map(|text| text.parse::<u32>().unwrap())
+    };
+    dev.run("fs mkdir /before").good();
+    let mut pids = Vec::new();
+    // Twice, because whoever was killed must not be punished with a longer pause.
+    for round in 0..2 {
+        for name in ["meta-1", "kv", "meta-2"] {
+            let old = pid(name).unwrap();
+            signal(old, Signal::KILL);
+            dev.run(&format!("fs mkdir /{name}-{round}")).good();
+            dev.run("fs ls /before").good();
+            let back = (0..100).find_map(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                pid(name).filter(|new| *new != old)
+            });
+            pids.push(back.unwrap_or_else(|| panic!("{name} did not come back within 10 s")));
+        }
+    }
+    let all = "before\nkv-0\nkv-1\nmeta-1-0\nmeta-1-1\nmeta-2-0\nmeta-2-1\n";
+    assert_eq!(dev.run("fs ls /").good().out, all);
+    dev.stop();
+    assert!(pids.into_iter().all(gone), "restarted services outlived `catena dev`");
 }
