@@ -15,6 +15,7 @@ fn help_shows_examples_at_every_level() {
         "fs layout set",
         "admin chains",
         "admin chain recover",
+        "admin scrub start",
         "bench randread",
     ] {
         let help = run(catena(words.split_whitespace()).arg("--help")).good();

@@ -105,6 +105,26 @@ fn files_go_in_and_come_out_and_obey_the_usual_commands() {
         dev.run(words).good();
     }
 
+    // A scrub reads all of it and finds nothing.
+    dev.run("admin scrub start --rate 1GiB").good();
+    let scrubbed = || {
+        let said = dev.run("admin scrub status --json").good().json();
+        let disks = said["disks"].as_array().unwrap().clone();
+        assert_eq!((disks.len(), said["damaged"].clone()), (2, serde_json::json!([])));
+        for disk in &disks {
+            assert!(disk["found"] == 0 && disk["unrepaired"] == 0 && disk["path"] != "-", "{disk}");
+        }
+        disks.iter().all(|disk| disk["passes"] == 1 && disk["state"] == "idle" && disk["progress"] == 1.0)
+    };
+    let since = std::time::Instant::now();
+    while !scrubbed() {
+        assert!(since.elapsed() < std::time::Duration::from_secs(60), "the scrub never ended");
+    }
+    assert!(dev.run("admin scrub status").good().out.contains("LAST FINISHED"));
+    dev.run("admin scrub stop").good();
+    dev.run("admin scrub start --target 999").bad(3, "target t999: not in this cluster");
+    dev.run("admin scrub status --node 999").bad(3, "storage node 999: not in this cluster");
+
     // Errors name the path, and have the status that scripts test for.
     dev.run("fs get /x y").bad(3, "catena: fs get: /x: no such file or directory");
     dev.run("fs ls /a/data/x").bad(1, "not a directory");
