@@ -358,7 +358,7 @@ fn report(args: &ResyncArgs, figures: &Figures, out: Output) {
             verdict(beside.kept(), KEPT_BAR),
         ]);
     }
-    out.say(&table.to_string().trim_end());
+    out.say(table.to_string().trim_end());
     out.say(format_args!(
         "\n{} brought over in {} chunks, {} in {:.1} s; client and {} services share this machine and one disk",
         units::size(idle.bytes),
