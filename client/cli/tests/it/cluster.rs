@@ -181,7 +181,9 @@ fn a_cluster_keeps_its_files_over_a_stop_and_over_the_death_of_everything() {
 
     // A port that somebody else has taken is named.
     let state = std::fs::read_to_string(root.join("dev.toml")).unwrap();
-    let port: u16 = state.lines().find_map(|line| line.strip_prefix("meta = ")).unwrap().parse().unwrap();
+    // The shape has a `meta` too: how many there are.
+    let (_, ports) = state.split_once("[ports]").unwrap();
+    let port: u16 = ports.lines().find_map(|line| line.strip_prefix("meta = ")).unwrap().parse().unwrap();
     let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
     run(catena(["dev", "--dir"]).arg(&root)).bad(6, &format!("port {port} of meta is in use"));
     drop(taken);
