@@ -242,9 +242,14 @@ impl Service {
     /// The reason why this process cannot go on, once there is one.
     pub async fn failed(&self) -> String {
         let mut role = self.role.subscribe();
-        match role.wait_for(|role| matches!(role, Role::Ended(End::Failed(_)))).await.as_deref() {
-            Ok(Role::Ended(End::Failed(reason))) => reason.clone(),
-            _ => std::future::pending().await,
+        let failed = role.wait_for(|role| matches!(role, Role::Ended(End::Failed(_)))).await;
+        let reason = failed.ok().and_then(|role| match &*role {
+            Role::Ended(End::Failed(reason)) => Some(reason.clone()),
+            _ => None,
+        });
+        match reason {
+            Some(reason) => reason,
+            None => std::future::pending().await,
         }
     }
 
@@ -265,7 +270,8 @@ impl Service {
     pub async fn elected(&self) {
         let mut role = self.role.subscribe();
         let answers = |role: &Role| matches!(role, Role::Primary(reign) if reign.answers());
-        if role.wait_for(answers).await.is_err() {
+        let elected = role.wait_for(answers).await.is_ok();
+        if !elected {
             std::future::pending().await
         }
     }

@@ -131,9 +131,10 @@ impl Heartbeats {
     /// Resolves when the service cannot go on: another incarnation of this node has taken its place, or it may not register again.
     pub async fn failed(&self) -> Failure {
         let mut failed = self.shared.failed.subscribe();
-        match failed.wait_for(Option::is_some).await {
-            Ok(failure) => failure.clone().expect("waited for"),
-            Err(_) => std::future::pending().await,
+        let failure = failed.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone());
+        match failure {
+            Some(failure) => failure,
+            None => std::future::pending().await,
         }
     }
 

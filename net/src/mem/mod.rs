@@ -213,6 +213,15 @@ impl MemNetwork {
         }
     }
 
+    /// A message that this network does not carry itself, such as a control-plane call, travels from `from` to `to` through the same
+    /// weather and cuts. False if it got lost: its sender hears nothing.
+    pub async fn trip(&self, from: PeerId, to: PeerId) -> bool {
+        let Fate::Arrives(at) = self.fate(from, to) else { return false };
+        let sent = Instant::now();
+        sleep_until(at).await;
+        self.passable(from, to, sent).await
+    }
+
     fn fate(&self, from: PeerId, to: PeerId) -> Fate {
         let mut state = self.state.lock();
         let weather = state.weather(from, to);

@@ -31,6 +31,27 @@ thread_local! {
     static RUNNING: RefCell<Option<Owner>> = const { RefCell::new(None) };
 }
 
+thread_local! {
+    static BROKEN: std::cell::Cell<Option<&'static str>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs `body` with one rule of the code broken: the one that [`crate::broken`] asks for by this name. For tests that must notice.
+pub fn with_broken<T>(name: &'static str, body: impl FnOnce() -> T) -> T {
+    struct Mend(Option<&'static str>);
+    impl Drop for Mend {
+        fn drop(&mut self) {
+            BROKEN.set(self.0);
+        }
+    }
+    let _mend = Mend(BROKEN.replace(Some(name)));
+    body()
+}
+
+/// See [`crate::broken`].
+pub(crate) fn is_broken(name: &str) -> bool {
+    BROKEN.get() == Some(name)
+}
+
 /// True within [`Sim::run`].
 pub(crate) fn is_running() -> bool {
     RUNNING.with_borrow(Option::is_some)
@@ -55,13 +76,16 @@ struct Life {
 struct State {
     now: Duration,
     random: u64,
-    ready: Vec<Arc<Task>>,
+    /// By number: the order in which tasks were woken does not count, because tokio's `watch` wakes in an order of its own.
+    ready: BTreeMap<u64, Arc<Task>>,
     alarms: BTreeMap<(Duration, u64), Waker>,
     processes: BTreeMap<ProcessId, Life>,
     serial: u64,
     steps: u64,
     /// Everything that was decided, in one number.
     digest: u64,
+    /// Every step, for finding where two runs part.
+    trace: Option<Vec<(u64, u64, u64)>>,
 }
 
 impl State {
@@ -86,7 +110,7 @@ impl State {
     fn make_ready(&mut self, task: Arc<Task>) {
         match self.processes.get_mut(&task.process) {
             Some(life) if life.paused => life.parked.push(task),
-            Some(_) => self.ready.push(task),
+            Some(_) => drop(self.ready.insert(task.id, task)),
             None => {}
         }
     }
@@ -196,12 +220,13 @@ impl Sim {
         let state = State {
             now: Duration::from_secs(1),
             random: seed ^ 0x5eed,
-            ready: Vec::new(),
+            ready: BTreeMap::new(),
             alarms: BTreeMap::new(),
             processes: BTreeMap::from([(WORLD, world)]),
             serial: 0,
             steps: 0,
             digest: 0xcbf2_9ce4_8422_2325,
+            trace: None,
         };
         Sim { shared: Arc::new(Shared { state: Mutex::new(state) }) }
     }
@@ -254,8 +279,14 @@ impl Sim {
             }
             let draw = state.random();
             let at = (draw % state.ready.len() as u64) as usize;
-            let task = state.ready.swap_remove(at);
+            let Some(task) = state.ready.keys().nth(at).copied().and_then(|id| state.ready.remove(&id))
+            else {
+                return Ok(());
+            };
             let now = state.now.as_nanos() as u64;
+            if let Some(trace) = &mut state.trace {
+                trace.push((now, task.process, task.id));
+            }
             state.note(now ^ (task.id << 40) ^ task.process);
             task
         };
@@ -285,6 +316,16 @@ impl Sim {
     /// A number that two runs share only if they took the same steps at the same times.
     pub fn digest(&self) -> u64 {
         self.shared.state.lock().digest
+    }
+
+    /// Keeps every step from now on: time in nanoseconds, process, task.
+    pub fn keep_trace(&self) {
+        self.shared.state.lock().trace = Some(Vec::new());
+    }
+
+    /// The steps that were kept.
+    pub fn trace(&self) -> Vec<(u64, u64, u64)> {
+        self.shared.state.lock().trace.take().unwrap_or_default()
     }
 
     /// Adds to the digest, so that what was computed counts too and not only when.
@@ -341,10 +382,10 @@ impl SimProcess {
         let id = self.owner.id;
         let Some(life) = state.processes.get_mut(&id) else { return };
         life.paused = true;
-        let (mine, others) =
-            std::mem::take(&mut state.ready).into_iter().partition(|task| task.process == id);
+        let (mine, others): (BTreeMap<_, _>, _) =
+            std::mem::take(&mut state.ready).into_iter().partition(|(_, task)| task.process == id);
         state.ready = others;
-        let mut mine: Vec<Arc<Task>> = mine;
+        let mut mine: Vec<Arc<Task>> = mine.into_values().collect();
         if let Some(life) = state.processes.get_mut(&id) {
             life.parked.append(&mut mine);
         }
@@ -356,7 +397,7 @@ impl SimProcess {
         let Some(life) = state.processes.get_mut(&self.owner.id) else { return };
         life.paused = false;
         let parked = std::mem::take(&mut life.parked);
-        state.ready.extend(parked);
+        state.ready.extend(parked.into_iter().map(|task| (task.id, task)));
     }
 
     /// As it was named.

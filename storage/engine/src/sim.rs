@@ -79,6 +79,7 @@ struct SimFile {
 #[derive(Clone)]
 struct Platter {
     config: SimConfig,
+    zeros: Sector,
     rng: StdRng,
     files: [SimFile; 5],
     /// The handle that works.
@@ -94,6 +95,7 @@ impl SimDisk {
         let rng = StdRng::seed_from_u64(config.seed);
         let platter = Platter {
             config,
+            zeros: Arc::new([0; SECTOR]),
             rng,
             files: Default::default(),
             handle: 0,
@@ -278,8 +280,9 @@ impl Platter {
                 self.files[file as usize].read(offset, out)
             }
             Io::Write { file, offset, data } => {
-                let bytes: Vec<u8> = data.iter().flat_map(|part| part.iter().copied()).collect();
+                let mut bytes = Vec::with_capacity(data.iter().map(|part| part.len()).sum());
                 for part in &data {
+                    bytes.extend_from_slice(part);
                     if !part.len().is_multiple_of(SECTOR) || !(part.as_ptr() as usize).is_multiple_of(SECTOR)
                     {
                         return Err(io::Error::other("a part of a write is not aligned in memory"));
@@ -295,9 +298,10 @@ impl Platter {
                     .chunks_exact(SECTOR)
                     .zip(offset / SECTOR as u64..)
                     .map(|(bytes, number)| {
-                        let mut sector = [0; SECTOR];
-                        sector.copy_from_slice(bytes);
-                        (number, Arc::new(sector))
+                        // Fresh files are zeros for the most part.
+                        let zeros = bytes.iter().all(|byte| *byte == 0);
+                        let sector = <&[u8; SECTOR]>::try_from(bytes).map_or([0; SECTOR], |bytes| *bytes);
+                        (number, if zeros { self.zeros.clone() } else { Arc::new(sector) })
                     })
                     .collect();
                 if failure == Some(Failure::Cut) {
