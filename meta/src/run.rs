@@ -252,6 +252,9 @@ pub(crate) async fn recall(
         );
     }
     let record = key::outcome(period, request);
+    if catena_rt::broken("meta: outcomes are not remembered") {
+        return Ok(Memory::New(record));
+    }
     for key in [record.clone(), key::outcome(period.wrapping_sub(1), request)] {
         if let Some(value) = tx.get(key).await? {
             let outcome: Outcome = decode("the outcome of a request", &value)?;

@@ -227,7 +227,9 @@ impl Fenced {
     /// Fails unless this process is still primary, and makes the transaction conflict with whoever becomes it.
     async fn fence(&self, tx: &Tx) -> Result<(), StoreError> {
         let record = lease::read(tx, Isolation::Serializable).await?.unwrap_or_default();
-        if lease::same_term(&record, &self.lease) {
+        if lease::same_term(&record, &self.lease)
+            || catena_rt::broken("mgmtd: writes without looking at the lease record")
+        {
             return Ok(());
         }
         Err(StoreError::Deposed { by: record })

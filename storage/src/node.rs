@@ -336,6 +336,7 @@ impl Node {
                 used: stats.used,
                 failed: disk.has_failed(),
                 fresh: disk.fresh,
+                empty: disk.engine().targets().is_empty(),
             }
         };
         self.disks.iter().map(report).collect()

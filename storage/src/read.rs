@@ -227,7 +227,8 @@ fn encode(node: &Arc<Node>, outcomes: Vec<Outcome>) -> (Answer, u64) {
     let mut bytes = 0;
     for outcome in outcomes {
         let fenced = outcome.and_then(|Done { target, at, data }| {
-            at.open(|| target.lease.valid(now)).ok_or(Status::NoLease)?;
+            at.open(|| target.lease.valid(now) || catena_rt::broken("10 fenced target answers"))
+                .ok_or(Status::NoLease)?;
             data.ok_or(Status::NotFound)
         });
         match fenced {

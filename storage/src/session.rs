@@ -154,6 +154,9 @@ async fn answer(node: &Arc<Node>, method: u16, body: &[u8], data: Vec<IoBuf>) ->
             may.map_err(wire::refusal_status)?;
             let rows: Vec<TagRow> = items.iter().map(TagEntry::record).collect();
             let target = &frame.target;
+            if catena_rt::broken("18b tags lost in resync") {
+                return Ok(Bytes::new());
+            }
             match target.disk.merge_tags(target.id, &rows).await {
                 Ok(()) => Ok(Bytes::new()),
                 Err(error) => {

@@ -101,7 +101,9 @@ impl Cluster {
         let disk = node.disks.iter().find(|disk| wide_id(&disk.id) == Some(target.disk.0));
         let first = changes.disks.get(&target.disk).or_else(|| self.disks.get(&target.disk));
         disk.is_some_and(|disk| {
-            !disk.fresh || first.is_some_and(|first| first.first_incarnation == node.incarnation)
+            !disk.fresh
+                || catena_rt::broken("19a an empty lastsrv serves")
+                || first.is_some_and(|first| first.first_incarnation == node.incarnation)
         })
     }
 

@@ -192,9 +192,11 @@ impl Cluster {
             self.info.targets.values().filter(|target| target.node == id && !has(target.disk)).collect();
         for old in homeless {
             let Some(place) = self.disks.get(&old.disk).map(|record| &record.path) else { continue };
+            // Formatted by this start, or by one that was cut short before it got here: what counts is that nobody has ever been on it.
             let successor = node.disks.iter().find(|disk| {
                 let new = DiskId(wide_id(&disk.id).unwrap_or_default());
-                &disk.path == place && disk.fresh && !disk.failed && !self.disks.contains_key(&new)
+                let taken = || self.info.targets.values().any(|target| target.disk == new);
+                &disk.path == place && (disk.fresh || disk.empty) && !disk.failed && !taken()
             });
             let Some(disk) = successor.and_then(|disk| wide_id(&disk.id)).map(DiskId) else { continue };
             let mut target = self.target(changes, old.id).unwrap_or(old).clone();

@@ -167,8 +167,12 @@ impl Nemesis {
                 }
             }
             EmptyDisk => {
-                // Only while nothing else is missing: the last copy is not thrown away.
-                if world.full_strength(lease * 20).await {
+                // Only while nothing else is missing or under way: the last copy is not thrown away.
+                world.heal();
+                sleep(lease * 5).await;
+                world.heal();
+                sleep(lease * 2).await;
+                if world.full_strength(lease * 30).await {
                     let node = self.one_of(&storage);
                     world.crash(node, Crash::Process);
                     world.exchange_disk(node);

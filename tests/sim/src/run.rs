@@ -1,5 +1,6 @@
 //! One seed: a cluster, clients, faults, and what the checkers say.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use catena_rt::sim::{Limits, Sim};
@@ -7,6 +8,7 @@ use catena_rt::time::sleep;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::cases::Case;
 use crate::check;
 use crate::cluster::{Shape, World, calm};
 use crate::faults::{Diet, Kind, Nemesis};
@@ -49,6 +51,8 @@ pub struct Choice {
     pub work: Option<Work>,
     /// Only these faults; otherwise each seed draws.
     pub kinds: Option<&'static [Kind]>,
+    /// This story instead of faults by chance; on chunks, with three storage nodes and one chain.
+    pub case: Option<Case>,
 }
 
 /// Runs a seed.
@@ -102,6 +106,10 @@ async fn story(sim: Sim, seed: u64, choice: Choice) -> Outcome {
         targets: if rng.random_bool(0.5) { 1 } else { 2 },
         ..Shape::default()
     };
+    let shape = match choice.case {
+        None => shape,
+        Some(_) => Shape { mgmtd: 2, storage: 3, replicas: 3, targets: 1, ..shape },
+    };
     // Whole chains only.
     let targets = if (shape.storage * shape.targets).is_multiple_of(shape.replicas) {
         shape.targets
@@ -115,7 +123,7 @@ async fn story(sim: Sim, seed: u64, choice: Choice) -> Outcome {
     world.boot().await;
     let mut nemesis = Nemesis::new(&world, diet, rng.random());
     let mut outcome = match work {
-        Work::Chunks => on_chunks(&world, &mut nemesis, &mut rng).await,
+        Work::Chunks => on_chunks(&world, &mut nemesis, &mut rng, choice.case).await,
         Work::Names => on_names(&world, &mut nemesis, &mut rng).await,
         Work::Files => on_files(&world, &mut nemesis, &mut rng).await,
     };
@@ -125,7 +133,7 @@ async fn story(sim: Sim, seed: u64, choice: Choice) -> Outcome {
 }
 
 /// Everything is whole again, and comes back by itself.
-async fn recover(world: &std::sync::Arc<World>, broken: &mut Vec<String>) {
+async fn recover(world: &Arc<World>, broken: &mut Vec<String>) {
     // Faults that still wait for their end come to it.
     world.heal();
     sleep(world.shape.lease * 5).await;
@@ -135,7 +143,12 @@ async fn recover(world: &std::sync::Arc<World>, broken: &mut Vec<String>) {
     }
 }
 
-async fn on_chunks(world: &std::sync::Arc<World>, nemesis: &mut Nemesis, rng: &mut StdRng) -> Outcome {
+async fn on_chunks(
+    world: &Arc<World>,
+    nemesis: &mut Nemesis,
+    rng: &mut StdRng,
+    case: Option<Case>,
+) -> Outcome {
     let large = rng.random_bool(0.15);
     let plan = chunks::Plan {
         clients: rng.random_range(1..=4),
@@ -144,12 +157,15 @@ async fn on_chunks(world: &std::sync::Arc<World>, nemesis: &mut Nemesis, rng: &m
         operations: if large { 30 } else { rng.random_range(40..120) },
         pause: Duration::from_millis(rng.random_range(5..300)),
         reads: rng.random_range(2..8),
-        cuts: rng.random_bool(0.6),
+        cuts: rng.random_bool(0.6) || case.is_some(),
     };
     let mut broken = Vec::new();
     let mut clients = chunks::Clients::start(world, plan, rng.random());
-    nemesis.run().await;
-    if rng.random_bool(0.3) {
+    match case {
+        None => nemesis.run().await,
+        Some(case) => nemesis.done += case.play(world, rng, &mut broken).await,
+    }
+    if case.is_none() && rng.random_bool(0.3) {
         clients.replace(0, rng.random());
     }
     recover(world, &mut broken).await;
@@ -166,7 +182,7 @@ async fn on_chunks(world: &std::sync::Arc<World>, nemesis: &mut Nemesis, rng: &m
     Outcome { operations: clients.history.len(), errors: errors.len(), broken, ..Outcome::default() }
 }
 
-async fn on_names(world: &std::sync::Arc<World>, nemesis: &mut Nemesis, rng: &mut StdRng) -> Outcome {
+async fn on_names(world: &Arc<World>, nemesis: &mut Nemesis, rng: &mut StdRng) -> Outcome {
     let mut broken = Vec::new();
     let (clients, operations) = (rng.random_range(2..=4), rng.random_range(20..60));
     let pause = Duration::from_millis(rng.random_range(5..400));
@@ -183,7 +199,7 @@ async fn on_names(world: &std::sync::Arc<World>, nemesis: &mut Nemesis, rng: &mu
     Outcome { operations: calls.len(), errors: errors.len(), broken, ..Outcome::default() }
 }
 
-async fn on_files(world: &std::sync::Arc<World>, nemesis: &mut Nemesis, rng: &mut StdRng) -> Outcome {
+async fn on_files(world: &Arc<World>, nemesis: &mut Nemesis, rng: &mut StdRng) -> Outcome {
     let mut broken = Vec::new();
     let mut clients =
         files::Clients::start(world, rng.random_range(1..=3), rng.random_range(4..12), rng.random());
