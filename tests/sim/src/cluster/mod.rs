@@ -235,7 +235,11 @@ impl World {
     }
 
     fn empty_disk(&self) -> SimDisk {
-        SimDisk::new(SimConfig { seed: self.random(), capacity: 1 << 30, delay: Some(self.shape.disk) })
+        // Some disks are slow, so that replicas of one chain are far apart in what they hold durably.
+        let slow = [1, 1, 1, 10, 40][(self.random() % 5) as usize];
+        let (least, most) = self.shape.disk;
+        let delay = Some((least * slow, most * slow));
+        SimDisk::new(SimConfig { seed: self.random(), capacity: 1 << 30, delay })
     }
 
     pub(crate) fn peer(node: u32) -> PeerId {
