@@ -1,5 +1,5 @@
 //! A mgmtd without its network: the calls, as plain async functions that gRPC or the simulator brings here, answered by the
-//! [`Reign`] if this one is primary and with the primary's address if not.
+//! `Reign` if this one is primary and with the primary's address if not.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,7 +137,7 @@ impl Service {
         self.call("heartbeat", &cluster, true, async |reign| reign.heartbeat(request).await).await
     }
 
-    /// Routing information newer than what the caller has; see [`Reign::get_routing`].
+    /// Routing information newer than what the caller has; see `Reign::get_routing`.
     pub async fn get_routing(&self, request: GetRoutingRequest) -> Result<GetRoutingReply, Failure> {
         let cluster = request.cluster.clone();
         self.call("get_routing", &cluster, true, async |reign| reign.get_routing(request).await).await
