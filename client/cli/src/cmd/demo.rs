@@ -139,9 +139,11 @@ async fn show(args: &DemoArgs, cluster: &mut LocalCluster, out: Output) -> Resul
 
     if let Some(killed) = &mut failure {
         let step = progress::step(format!("waiting for {} to have everything again", killed.name));
-        cluster.full_strength(PATIENCE).await?;
+        let routing = cluster.full_strength(PATIENCE).await?;
         killed.full_strength = killed.started.elapsed();
         step.finish_and_clear();
+        // The replicas that are compared are those that serve now.
+        catena.routing().at_least(routing.version).await;
         let (sessions, _) = resyncs::sessions(&catena, Duration::from_secs(5)).await;
         // Only what was killed has been brought up to date in this cluster's life.
         killed.resynced_chunks = sessions.values().map(|session| session.sent).sum();

@@ -98,25 +98,7 @@ impl LocalCluster {
         for spec in others {
             self.services.push(Service::start(spec, events.clone())?);
         }
-        let pids: Vec<(u32, u32)> = self
-            .services
-            .iter()
-            .filter_map(|service| match service.state() {
-                State::Running(pid)
-                    if matches!(service.spec.kind, ServiceKind::Meta | ServiceKind::Storage) =>
-                {
-                    Some((service.spec.node, pid))
-                }
-                _ => None,
-            })
-            .collect();
-        // By process id, because mgmtd may still list the service's last life as up.
-        let all_up = |routing: &RoutingInfo| {
-            pids.iter().all(|(node, pid)| {
-                let known = routing.nodes.values().find(|known| known.id == *node);
-                known.is_some_and(|known| known.state() == NodeState::Up && known.pid == *pid)
-            })
-        };
+        let all_up = self.registered();
         self.routing = self.wait("all services to register", START_LIMIT, all_up).await?;
         if self.routing.newest_table(TABLE).is_none() {
             step.set_message("computing the chain table");
@@ -191,9 +173,32 @@ impl LocalCluster {
         Ok(())
     }
 
-    /// Waits until every replica of every chain serves.
+    /// Waits until every replica of every chain serves, those of a node that was just started again by its new life: until that has
+    /// registered, routing information still calls the targets of the old one serving.
     pub async fn full_strength(&self, limit: Duration) -> Result<RoutingInfo> {
-        self.wait("all replicas", limit, all_replicas_serve).await
+        let all_up = self.registered();
+        self.wait("all replicas", limit, |routing| all_up(routing) && all_replicas_serve(routing)).await
+    }
+
+    /// Whether every meta and storage service that runs now has registered. Told by process ids, because mgmtd may still list a
+    /// service's last life as up.
+    fn registered(&self) -> impl Fn(&RoutingInfo) -> bool + use<> {
+        let registers = |spec: &Spec| matches!(spec.kind, ServiceKind::Meta | ServiceKind::Storage);
+        let pids: Vec<(u32, u32)> = self
+            .services
+            .iter()
+            .filter(|service| registers(&service.spec))
+            .filter_map(|service| match service.state() {
+                State::Running(pid) => Some((service.spec.node, pid)),
+                State::Down(_) => None,
+            })
+            .collect();
+        move |routing| {
+            pids.iter().all(|(node, pid)| {
+                let known = routing.nodes.values().find(|known| known.id == *node);
+                known.is_some_and(|known| known.state() == NodeState::Up && known.pid == *pid)
+            })
+        }
     }
 
     /// Waits until somebody listens: the store of a key-value service is open by then.
