@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use catena_client::{Catena, ClusterFile, ConnectOptions};
-use catena_proto::routing::PublicState;
-use parking_lot::Mutex;
+use catena_proto::pb::{MgmtdRole, NodeState};
+use catena_proto::routing::{PublicState, RoutingInfo, Target};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::sleep;
 
@@ -16,6 +17,9 @@ use crate::journal::Journal;
 
 /// Storage nodes: one more than there are replicas.
 pub const NODES: usize = 4;
+/// Of which one is primary; two of the rest may be hurt at once.
+const MGMTD: usize = 3;
+const META: usize = 2;
 /// How long a service may be silent.
 pub const LEASE: Duration = Duration::from_secs(2);
 /// What one operation may take: more than any fault lasts, and a restart after several deaths.
@@ -26,8 +30,8 @@ pub struct Cluster {
     root: PathBuf,
     dev: Child,
     pub disks: Vec<NodeDisk>,
-    /// Services that are stopped just now.
-    frozen: Mutex<Vec<u32>>,
+    /// Disks that are full on purpose just now.
+    pub full: Arc<AtomicUsize>,
 }
 
 impl Cluster {
@@ -43,9 +47,10 @@ impl Cluster {
         }
         let out = |name: &str| std::fs::File::create(root.join(name)).map_err(text);
         let lease = format!("{}ms", LEASE.as_millis());
-        let nodes = NODES.to_string();
+        let [nodes, mgmtd, meta] = [NODES, MGMTD, META].map(|count| count.to_string());
         let dev = Command::new(catena)
-            .args(["dev", "--nodes", &nodes, "--replicas", "3", "--lease", &lease, "--dir"])
+            .args(["dev", "--nodes", &nodes, "--replicas", "3", "--mgmtd", &mgmtd, "--meta", &meta])
+            .args(["--lease", &lease, "--dir"])
             .arg(&cluster)
             .stdin(Stdio::null())
             .stdout(out("dev.out")?)
@@ -60,7 +65,7 @@ impl Cluster {
                 return Err(format!("{}: {error}", catena.display()));
             }
         };
-        let mut cluster = Cluster { root, dev, disks, frozen: Mutex::default() };
+        let mut cluster = Cluster { root, dev, disks, full: Arc::default() };
         match cluster.up().await {
             Ok(()) => Ok(cluster),
             Err(what) => {
@@ -105,12 +110,17 @@ impl Cluster {
         Catena::connect(&file, options).await.map_err(|error| error.to_string())
     }
 
-    /// The services' names, storage or the rest.
-    pub fn names(&self, storage: bool) -> Vec<String> {
+    /// The names of the services of a kind: `storage`, `mgmtd`, `meta`, `kv`.
+    pub fn names(&self, kind: &str) -> Vec<String> {
+        let of_kind = |name: &String| name.split('-').next() == Some(kind);
+        self.all_names().into_iter().filter(of_kind).collect()
+    }
+
+    fn all_names(&self) -> Vec<String> {
         let files = std::fs::read_dir(self.root.join("cluster/config")).into_iter().flatten().flatten();
         let names =
             files.filter_map(|file| Some(file.file_name().to_str()?.strip_suffix(".toml")?.to_owned()));
-        let mut names: Vec<String> = names.filter(|name| name.starts_with("storage-") == storage).collect();
+        let mut names: Vec<String> = names.collect();
         names.sort();
         names
     }
@@ -133,6 +143,13 @@ impl Cluster {
         }
     }
 
+    /// The mgmtd that answers, as far as it is known.
+    pub async fn primary(&self, catena: &Catena) -> Option<String> {
+        let routing = catena.routing().figures(Duration::ZERO).await;
+        let primary = routing.nodes.values().find(|node| node.role() == MgmtdRole::Primary)?.pid;
+        self.names("mgmtd").into_iter().find(|name| self.pid(name) == Some(primary))
+    }
+
     /// False if it is not running just now.
     pub fn kill(&self, name: &str) -> bool {
         let pid = self.pid(name);
@@ -140,51 +157,58 @@ impl Cluster {
     }
 
     /// Stops a service's process where it is, for a while.
-    pub async fn pause(&self, name: &str, time: Duration) -> bool {
-        let Some(pid) = self.pid(name) else { return false };
-        self.frozen.lock().push(pid);
+    pub async fn pause(&self, name: &str, time: Duration) {
+        let Some(pid) = self.pid(name) else { return };
         Self::signal(pid, Signal::STOP);
         sleep(time).await;
         // It may have been killed meanwhile and the number be another's.
         if self.pid(name) == Some(pid) {
             Self::signal(pid, Signal::CONT);
         }
-        self.frozen.lock().retain(|&frozen| frozen != pid);
-        true
     }
 
     /// Takes every fault back.
     pub async fn heal(&self, journal: &Journal) {
-        for (node, disk) in self.disks.iter().enumerate() {
+        for disk in &self.disks {
             disk.unfill();
             if disk.lockable {
                 disk.lock(false);
             }
-            let _ = node;
         }
-        for name in self.names(true).into_iter().chain(self.names(false)) {
-            if let Some(pid) = self.pid(&name) {
-                Self::signal(pid, Signal::CONT);
-            }
-        }
-        self.frozen.lock().clear();
+        self.full.store(0, Relaxed);
+        self.thaw();
         journal.say("healed");
     }
 
-    /// Waits until every replica of every chain serves.
+    fn thaw(&self) {
+        for pid in self.all_names().iter().filter_map(|name| self.pid(name)) {
+            Self::signal(pid, Signal::CONT);
+        }
+    }
+
+    /// What is still wanting: a service that runs and has not registered, a target that does not serve. By process ids, because until a
+    /// service that was started again has registered, routing information calls the targets of its last life serving.
+    fn wanting(&self, routing: &RoutingInfo) -> Vec<String> {
+        let nodes = self.all_names().into_iter().filter(|name| name != "kv").filter_map(|name| {
+            let Some(pid) = self.pid(&name) else { return Some(format!("{name} does not run")) };
+            let registered =
+                routing.nodes.values().any(|node| node.state() == NodeState::Up && node.pid == pid);
+            (!registered).then(|| format!("{name} (process {pid}) has not registered"))
+        });
+        let serving = |target: &&Target| target.state == PublicState::Serving;
+        let targets = routing.targets.values().filter(|target| !serving(target)).map(|target| {
+            format!("{} of {} on {} is {:?}", target.id, target.chain, target.node, target.state)
+        });
+        nodes.chain(targets).collect()
+    }
+
+    /// Waits until every service that runs has registered and every replica of every chain serves.
     pub async fn full_strength(&self, patience: Duration) -> Result<(), String> {
         let catena = self.client().await?;
         let deadline = Instant::now() + patience;
         loop {
             let routing = catena.routing().current();
-            let wanting: Vec<String> = routing
-                .targets
-                .values()
-                .filter(|target| target.state != PublicState::Serving)
-                .map(|target| {
-                    format!("{} of {} on {} is {:?}", target.id, target.chain, target.node, target.state)
-                })
-                .collect();
+            let wanting = self.wanting(&routing);
             if wanting.is_empty() && !routing.targets.is_empty() {
                 catena.close().await;
                 return Ok(());
@@ -202,11 +226,7 @@ impl Cluster {
 
     /// Stops it cleanly, and past a limit otherwise.
     pub async fn stop(&mut self) {
-        for name in self.names(true).into_iter().chain(self.names(false)) {
-            if let Some(pid) = self.pid(&name) {
-                Self::signal(pid, Signal::CONT);
-            }
-        }
+        self.thaw();
         Self::signal(self.dev.id(), Signal::TERM);
         let deadline = Instant::now() + Duration::from_secs(40);
         while Instant::now() < deadline {

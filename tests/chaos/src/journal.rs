@@ -1,10 +1,14 @@
 //! What happened when, and how often.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+
+/// More than losing one service costs.
+const SLOW: Duration = Duration::from_millis(5500);
 
 /// The run's diary: shown as it is written, or only if something goes wrong.
 pub struct Journal {
@@ -16,10 +20,11 @@ pub struct Journal {
     pub writes: AtomicU64,
     pub reads: AtomicU64,
     pub names: AtomicU64,
+    pub appends: AtomicU64,
     /// Operations that were refused because a disk was full.
     pub refused: AtomicU64,
     /// The longest that one operation took, milliseconds.
-    pub longest: AtomicU64,
+    longest: AtomicU64,
 }
 
 impl Journal {
@@ -32,6 +37,7 @@ impl Journal {
             writes: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             names: AtomicU64::new(0),
+            appends: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             longest: AtomicU64::new(0),
         }
@@ -50,6 +56,15 @@ impl Journal {
         self.say(what);
     }
 
+    /// How long an operation took. What took long is told, so that it can be laid beside the faults.
+    pub fn took(&self, what: impl Display, begun: Instant) {
+        let took = begun.elapsed();
+        self.longest.fetch_max(took.as_millis() as u64, Relaxed);
+        if took > SLOW {
+            self.say(format!("{what} took {:.1} s", took.as_secs_f64()));
+        }
+    }
+
     /// What was not shown yet.
     pub fn dump(&self) {
         if !self.loud {
@@ -63,10 +78,11 @@ impl Journal {
         let all: u64 = faults.values().sum();
         let kinds: Vec<String> = faults.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
         format!(
-            "{:.0} s, {} writes, {} reads, {} namespace operations, {} refused by full disks, longest {:.1} s, {all} faults ({})",
+            "{:.0} s, {} writes, {} reads, {} appends, {} namespace operations, {} refused by full disks, longest {:.1} s, {all} faults ({})",
             self.begun.elapsed().as_secs_f64(),
             self.writes.load(Relaxed),
             self.reads.load(Relaxed),
+            self.appends.load(Relaxed),
             self.names.load(Relaxed),
             self.refused.load(Relaxed),
             self.longest.load(Relaxed) as f64 / 1000.0,

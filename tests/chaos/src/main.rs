@@ -8,6 +8,7 @@ mod cluster;
 mod disks;
 mod faults;
 mod journal;
+mod logs;
 mod model;
 mod names;
 mod work;
@@ -104,11 +105,12 @@ async fn run(args: Args) -> ExitCode {
 
 async fn torment(args: &Args, cluster: &Cluster, journal: &Arc<Journal>) -> Result<(), String> {
     let time = Duration::from_secs_f64(args.minutes * 60.0);
+    let watcher = cluster.client().await?;
     let work = work::Work::start(cluster, args.seed, journal).await?;
     tokio::select! {
         () = faults::storage(cluster, args.seed, time, journal) => {}
         () = async {
-            faults::control(cluster, args.seed ^ 0xc0, time, journal).await;
+            faults::control(cluster, &watcher, args.seed ^ 0xc0, time, journal).await;
             std::future::pending().await
         } => {}
         what = work.failed() => return Err(what),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use catena_client::{Catena, File, LayoutChoice, OpenOptions, Status};
 use rand::rngs::StdRng;
@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::cluster::Cluster;
 use crate::journal::Journal;
+use crate::logs::{Logs, Step};
 use crate::model::{BLOCK, Model};
 use crate::names::Names;
 
@@ -27,9 +28,16 @@ const CHUNK: u32 = 256 << 10;
 pub struct Work {
     shared: Arc<Shared>,
     clients: Vec<Catena>,
-    tasks: parking_lot::Mutex<Vec<JoinHandle<Option<Names>>>>,
-    names: parking_lot::Mutex<Vec<Names>>,
+    tasks: parking_lot::Mutex<Vec<JoinHandle<Kept>>>,
+    kept: parking_lot::Mutex<Vec<Kept>>,
     failure: watch::Receiver<Option<String>>,
+}
+
+/// What a task knows at its end of what must be there.
+enum Kept {
+    Nothing,
+    Names(Names),
+    Logs(Logs),
 }
 
 struct Shared {
@@ -76,19 +84,27 @@ impl Work {
                 tasks.push(tokio::spawn(async move {
                     let outcome = write_and_read(&shared, &catena, file, random).await;
                     shared.tell(outcome);
-                    None
+                    Kept::Nothing
                 }));
             }
+            let logs = Logs::make(catena, client, cluster.full.clone()).await?;
+            let (worker, alike, chance) = (shared.clone(), catena.clone(), random(98));
+            tasks.push(tokio::spawn(async move {
+                let mut logs = logs;
+                let outcome = append_and_remove(&worker, &alike, &mut logs, chance).await;
+                worker.tell(outcome);
+                Kept::Logs(logs)
+            }));
             let (shared, catena, random) = (shared.clone(), catena.clone(), random(99));
             tasks.push(tokio::spawn(async move {
                 let mut names = names;
                 let outcome = rename_and_remove(&shared, &catena, &mut names, random).await;
                 shared.tell(outcome);
-                Some(names)
+                Kept::Names(names)
             }));
         }
-        let (tasks, names) = (parking_lot::Mutex::new(tasks), parking_lot::Mutex::default());
-        Ok(Work { shared, clients, tasks, names, failure })
+        let (tasks, kept) = (parking_lot::Mutex::new(tasks), parking_lot::Mutex::default());
+        Ok(Work { shared, clients, tasks, kept, failure })
     }
 
     /// Resolves with the first thing that is not as it should be.
@@ -105,8 +121,8 @@ impl Work {
         self.shared.done.store(true, Relaxed);
         let tasks: Vec<_> = std::mem::take(&mut *self.tasks.lock());
         for task in tasks {
-            let names = task.await.map_err(|error| error.to_string())?;
-            self.names.lock().extend(names);
+            let kept = task.await.map_err(|error| error.to_string())?;
+            self.kept.lock().push(kept);
         }
         match &*self.failure.borrow() {
             Some(what) => Err(what.clone()),
@@ -114,7 +130,7 @@ impl Work {
         }
     }
 
-    /// Every block of every file, every name, every replica.
+    /// Every block of every file, every name, every log, every replica.
     pub async fn verify(&self) -> Result<(), String> {
         let catena = &self.clients[0];
         for (index, model) in self.shared.models.iter().enumerate() {
@@ -131,9 +147,13 @@ impl Work {
                 return Err(format!("{}: a chain has {} serving replicas", path(index), report.fewest));
             }
         }
-        let names = std::mem::take(&mut *self.names.lock());
-        for names in &names {
-            names.verify(catena).await?;
+        let kept = std::mem::take(&mut *self.kept.lock());
+        for kept in kept {
+            match kept {
+                Kept::Nothing => {}
+                Kept::Names(names) => names.verify(catena).await?,
+                Kept::Logs(mut logs) => logs.verify(catena).await?,
+            }
         }
         Ok(())
     }
@@ -151,10 +171,6 @@ impl Shared {
                 first
             });
         }
-    }
-
-    fn took(&self, begun: Instant) {
-        self.journal.longest.fetch_max(begun.elapsed().as_millis() as u64, Relaxed);
     }
 }
 
@@ -184,7 +200,7 @@ async fn write_and_read(
             read(shared, &files[file], &shared.models[file], first, count).await?;
         }
         // The machine is to be tormented, not worn out.
-        tokio::time::sleep(std::time::Duration::from_millis(random.random_range(0..10))).await;
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..10))).await;
     }
     files[own].close().await.map_err(|error| format!("close {}: {error}", path(own)))
 }
@@ -208,7 +224,7 @@ async fn write(
         }
         Err(error) => return Err(format!("write {}: {error} after {:?}", file.path(), begun.elapsed())),
     }
-    shared.took(begun);
+    shared.journal.took(format_args!("write {} block {first}", file.path()), begun);
     Ok(())
 }
 
@@ -219,7 +235,7 @@ async fn read(shared: &Shared, file: &File, model: &Model, first: usize, count: 
     let length = file.read_at((first * BLOCK) as u64, &mut bytes).await;
     let length =
         length.map_err(|error| format!("read {}: {error} after {:?}", file.path(), begun.elapsed()))?;
-    shared.took(begun);
+    shared.journal.took(format_args!("read {} block {first}", file.path()), begun);
     shared.journal.reads.fetch_add(1, Relaxed);
     bytes.truncate(length);
     model.check(first, &floor, &bytes)
@@ -238,8 +254,34 @@ async fn rename_and_remove(
         } else {
             shared.journal.refused.fetch_add(1, Relaxed);
         }
-        shared.took(begun);
-        tokio::time::sleep(std::time::Duration::from_millis(random.random_range(0..20))).await;
+        shared.journal.took("a change of names", begun);
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..20))).await;
+    }
+    Ok(())
+}
+
+async fn append_and_remove(
+    shared: &Shared,
+    catena: &Catena,
+    logs: &mut Logs,
+    mut random: StdRng,
+) -> Result<(), String> {
+    while !shared.done.load(Relaxed) {
+        let begun = Instant::now();
+        let pause = match logs.step(catena, &mut random).await? {
+            Step::Done => {
+                shared.journal.appends.fetch_add(1, Relaxed);
+                // Until a full disk is felt there is no pause.
+                if logs.flooding() { 0 } else { random.random_range(0..100) }
+            }
+            Step::Refused => {
+                shared.journal.refused.fetch_add(1, Relaxed);
+                100
+            }
+            Step::Idle => 100,
+        };
+        shared.journal.took("a step of a log", begun);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
     }
     Ok(())
 }
