@@ -3,7 +3,9 @@
 //! Only one service may be at it. A chunk removed too late, by a service that was stopped for a while, could be one that a client has
 //! written since. So the intent names its owner, and the owner works only for a `LEASE` after the transaction in which it last wrote
 //! its name or beat into the intent, on its own monotonic clock, and then has to beat again; another service takes over only after
-//! it has seen the intent unchanged for twice that time on *its* clock. No clocks are compared.
+//! it has seen the intent unchanged for twice that time on *its* clock. No clocks are compared. The intent says how long the lease is: it
+//! follows the cluster's, so that a file is cut again as soon as anything else is served again after a loss, and services that have
+//! learned different ones agree all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,21 +30,44 @@ use crate::run::{self, Memory, failure, recall, remember, transact};
 use crate::schema::{TruncateIntent, encode, key};
 use crate::service::Service;
 
-/// How long the owner works between two beats.
-pub const LEASE: Duration = Duration::from_secs(5);
-/// The last part of a lease is not used for starting anything.
-const MARGIN: Duration = Duration::from_secs(1);
+/// How long the owner works between two beats, at most and at least. Half of the cluster's lease is between them.
+const LONGEST: Duration = Duration::from_secs(5);
+const SHORTEST: Duration = Duration::from_secs(1);
 /// Chunks listed at a time.
 const PAGE: u32 = 512;
 /// Chunk calls at once for one file.
 const PARALLEL: usize = 16;
 
+/// Who carries out a cut.
+#[derive(Clone, Copy)]
+pub(crate) struct Owner {
+    /// Random, one for each service start.
+    pub start: u64,
+    /// How long it works between two beats.
+    pub lease_ms: u32,
+}
+
+/// How long the owner of an intent works between two beats.
+fn lease(intent: &TruncateIntent) -> Duration {
+    match intent.lease_ms {
+        0 => LONGEST,
+        ms => Duration::from_millis(ms.into()),
+    }
+}
+
 /// The cuts that this process knows of.
-#[derive(Default)]
 pub(crate) struct Cuts {
+    /// The lease of those that it begins or takes over.
+    lease: Mutex<Duration>,
     running: Mutex<BTreeSet<InodeId>>,
     /// Foreign intents: owner and beat, and since when they stand like that.
     watched: Mutex<BTreeMap<InodeId, (u64, u64, Monotonic)>>,
+}
+
+impl Default for Cuts {
+    fn default() -> Cuts {
+        Cuts { lease: Mutex::new(LONGEST), running: Mutex::default(), watched: Mutex::default() }
+    }
 }
 
 /// Takes an inode off the running list, whatever happens.
@@ -58,6 +83,22 @@ impl Drop for Running {
 }
 
 impl Service {
+    /// The cluster's lease, as mgmtd told it: cuts that are left behind are taken over as soon.
+    pub fn follow_lease(&self, cluster: Duration) {
+        *self.cuts.lease.lock() = (cluster / 2).clamp(SHORTEST, LONGEST);
+    }
+
+    /// This start of this service, as the owner of cuts.
+    pub(crate) fn as_owner(&self) -> Owner {
+        let lease_ms = self.cuts.lease.lock().as_millis() as u32;
+        Owner { start: self.owner, lease_ms }
+    }
+
+    /// How often to look for cuts that are left behind.
+    pub(crate) fn cuts_interval(&self) -> Duration {
+        *self.cuts.lease.lock() / 4
+    }
+
     /// Carries out a cut whose intent this service owns, and returns the inode afterwards. `fresh`: when the transaction that wrote
     /// the intent began, if it was this call's. Goes on by itself if the caller goes away.
     pub(crate) async fn cut(
@@ -141,9 +182,11 @@ impl Service {
         since: Monotonic,
     ) -> Result<bool, OpError> {
         let chains = self.chains(layout)?;
-        let end = since + (LEASE - MARGIN);
+        let lease = lease(intent);
+        // The last part of a lease is not used for starting anything.
+        let end = since + (lease - lease / 5);
         let deadline =
-            Instant::now() + Duration::ZERO.max((since + LEASE).since(self.run.cx.clock.monotonic()));
+            Instant::now() + Duration::ZERO.max((since + lease).since(self.run.cx.clock.monotonic()));
         let expired = AtomicBool::new(false);
         let still_ours = || {
             let ours = self.run.cx.clock.monotonic() < end;
@@ -292,14 +335,15 @@ impl Service {
         if (*owner, *beat) != (intent.owner, intent.beat) {
             (*owner, *beat, *since) = (intent.owner, intent.beat, now);
         }
-        now.since(*since) >= 2 * LEASE
+        now.since(*since) >= 2 * lease(intent)
     }
 
     async fn take_over(self: &Arc<Self>, id: InodeId, seen: &TruncateIntent) {
         let taken = transact!(self.run, |tx| {
             match truncate::intent(tx, id).await? {
                 Some(intent) if (intent.owner, intent.beat) == (seen.owner, seen.beat) => {
-                    let next = TruncateIntent { owner: self.owner, beat: intent.beat + 1, ..intent };
+                    let Owner { start, lease_ms } = self.as_owner();
+                    let next = TruncateIntent { owner: start, beat: intent.beat + 1, lease_ms, ..intent };
                     tx.set(key::truncate(id), encode(&next));
                     Ok(true)
                 }

@@ -113,7 +113,9 @@ impl Member {
             let report = move || Report { routing_version: routing.version(), ..Report::default() };
             let options = HeartbeatOptions { patience: PATIENCE };
             let started = Heartbeats::start(mgmtd.clone(), node, self.clock.clone(), report, options).await;
-            self.heartbeats = Some(started.map_err(StartError::Register)?);
+            let heartbeats = started.map_err(StartError::Register)?;
+            self.service.follow_lease(heartbeats.term());
+            self.heartbeats = Some(heartbeats);
         }
         tracing::info!(node = self.node, address, "metadata service is up");
         let clients = self.mgmtd.clone().map(|mgmtd| Arc::new(mgmtd) as Arc<dyn Clients>);

@@ -227,7 +227,8 @@ impl Service {
         loop {
             // Not at every single removal: they come in crowds.
             catena_rt::time::sleep(self.interval.min(std::time::Duration::from_millis(20))).await;
-            let woken = catena_rt::time::timeout(self.interval, self.run.queued.notified()).await;
+            let interval = self.interval.min(self.cuts_interval());
+            let woken = catena_rt::time::timeout(interval, self.run.queued.notified()).await;
             if let Err(error) = self.resume_cuts().await {
                 tracing::warn!(error = %failure(&error), "cannot look for cuts that were left behind");
             }

@@ -272,7 +272,7 @@ impl Service {
         if !mutates(&request) {
             return self.query(&OpenToRead(&request)).await;
         }
-        let open = OpenToWrite { request: &request, owner: self.owner };
+        let open = OpenToWrite { request: &request, owner: self.as_owner() };
         self.mutate_and_cut(&open, |reply| &mut reply.inode).await
     }
 
@@ -281,7 +281,7 @@ impl Service {
         self: &Arc<Self>,
         request: pb::TruncateRequest,
     ) -> Result<pb::TruncateReply, Failure> {
-        let truncate = Truncate { request: &request, owner: self.owner };
+        let truncate = Truncate { request: &request, owner: self.as_owner() };
         self.mutate_and_cut(&truncate, |reply| &mut reply.inode).await
     }
 

@@ -74,6 +74,31 @@ async fn a_cut_that_its_service_did_not_finish_is_finished_by_another() {
     }
 }
 
+/// A client that opens a file to overwrite it waits for this: it must not take longer than what else a loss costs.
+#[tokio::test(start_paused = true)]
+async fn a_cut_is_taken_over_within_little_more_than_the_clusters_lease() {
+    let lease = Duration::from_secs(2);
+    let world = World::new().await;
+    let inode = big_file(&world, "/f").await;
+    world.service.follow_lease(lease);
+    let request = cut_request(&world, "/f", 0);
+    world.chunks.fail_after(Some((3, down())));
+    world.service.truncate(request.clone()).await.expect_err("chunks are down");
+    world.chunks.fail_after(None);
+    // Another one, which has not heard of the lease: the intent says how long its owner may be at it.
+    let other = world.another(5);
+    let _background = other.service.background(None);
+    let begun = Instant::now();
+    while other.service.truncate(request.clone()).await.is_err() {
+        assert!(behind(&world, inode.id, 0) || begun.elapsed() >= lease);
+        sleep(Duration::from_millis(50)).await;
+    }
+    let took = begun.elapsed();
+    assert!(took >= lease, "taken over while the first may still be at it: {took:?}");
+    assert!(took < 2 * lease + Duration::from_millis(100), "{took:?}");
+    assert!(!behind(&world, inode.id, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_same_service_goes_on_with_a_cut_when_the_request_comes_again() {
     for calls in 0..20 {

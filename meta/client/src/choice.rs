@@ -20,10 +20,15 @@ impl Choice {
         Choice { addresses, current: start, resting: BTreeMap::new() }
     }
 
+    /// The one in use.
+    pub fn used(&self) -> Option<&str> {
+        let used = self.current.checked_rem(self.addresses.len())?;
+        self.addresses.get(used).map(String::as_str)
+    }
+
     /// Takes over a new list. The one in use stays in use if it is still there; false if it is not.
     pub fn adopt(&mut self, addresses: Vec<String>) -> bool {
-        let used = self.current.checked_rem(self.addresses.len()).and_then(|used| self.addresses.get(used));
-        let position = used.and_then(|used| addresses.iter().position(|address| address == used));
+        let position = self.used().and_then(|used| addresses.iter().position(|address| address == used));
         self.current = position.unwrap_or(self.current);
         self.resting.retain(|address, _| addresses.contains(address));
         self.addresses = addresses;
@@ -42,9 +47,9 @@ impl Choice {
 
     /// The one in use failed.
     pub fn leave(&mut self, until: Instant) {
-        if let Some(used) = self.current.checked_rem(self.addresses.len()) {
-            self.resting.insert(self.addresses[used].clone(), until);
-            self.current = used + 1;
+        if let Some(used) = self.used().map(str::to_owned) {
+            self.resting.insert(used, until);
+            self.current = self.current % self.addresses.len() + 1;
         }
     }
 }

@@ -140,6 +140,11 @@ impl MetaClient {
         MetaClient { shared: Arc::new(Shared { failover, client }) }
     }
 
+    /// The address of the service in use, or of the one that was used last.
+    pub fn server(&self) -> Option<String> {
+        self.shared.failover.server()
+    }
+
     /// This process's session.
     pub fn client(&self) -> ClientId {
         self.shared.client

@@ -239,6 +239,11 @@ impl Failover {
         }
     }
 
+    /// The address of the service in use.
+    pub(crate) fn server(&self) -> Option<String> {
+        self.state.lock().choice.used().map(str::to_owned)
+    }
+
     /// The service in use, with the turn that [`Failover::leave`] takes.
     fn endpoint(&self) -> Result<(Arc<dyn Endpoint>, u64), Failure> {
         let mut state = self.state.lock();

@@ -11,6 +11,7 @@ use catena_proto::status::Status;
 
 use super::{make, truncate};
 use crate::access::{Caller, READ, WRITE, wide};
+use crate::cut::Owner;
 use crate::error::{OpError, refuse};
 use crate::layout;
 use crate::op::{Mutation, Query};
@@ -37,7 +38,7 @@ pub(crate) struct OpenToWrite<'a> {
     /// The request.
     pub request: &'a pb::OpenRequest,
     /// This service's start, as the owner of a cut.
-    pub owner: u64,
+    pub owner: Owner,
 }
 
 impl Query for OpenToRead<'_> {

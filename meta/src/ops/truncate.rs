@@ -16,6 +16,7 @@ use catena_proto::status::Status;
 use super::sync::{chains_for, layout_of};
 use super::unlink::has_sessions;
 use crate::access::{Caller, WRITE, wide, without_set_ids};
+use crate::cut::Owner;
 use crate::error::{OpError, refuse};
 use crate::op::Mutation;
 use crate::resolve::find;
@@ -26,7 +27,7 @@ use crate::tx::Tx;
 pub(crate) struct Cut {
     pub length: u64,
     /// The service's start.
-    pub owner: u64,
+    pub owner: Owner,
     /// The call whose outcome this is.
     pub call: &'static str,
     /// The caller has just opened a session of its own.
@@ -36,7 +37,7 @@ pub(crate) struct Cut {
 /// A truncate.
 pub(crate) struct Truncate<'a> {
     pub request: &'a pb::TruncateRequest,
-    pub owner: u64,
+    pub owner: Owner,
 }
 
 impl Mutation for Truncate<'_> {
@@ -88,7 +89,9 @@ pub(crate) async fn begin(
         let intent = intent(tx, id).await?;
         return match intent {
             // This very request was here before: it goes on where it was, if no one else has taken over.
-            Some(intent) if intent.request == request && !request.is_empty() && intent.owner == cut.owner => {
+            Some(intent)
+                if intent.request == request && !request.is_empty() && intent.owner == cut.owner.start =>
+            {
                 tx.defer_outcome();
                 Ok(Arc::new(inode.clone()))
             }
@@ -114,7 +117,8 @@ pub(crate) async fn begin(
     let stripe = inode.layout.map_or(0, |layout| layout.stripe);
     let record = TruncateIntent {
         length: cut.length,
-        owner: cut.owner,
+        owner: cut.owner.start,
+        lease_ms: cut.owner.lease_ms,
         beat: 0,
         request,
         call: cut.call.into(),

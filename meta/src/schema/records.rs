@@ -85,4 +85,7 @@ pub struct TruncateIntent {
     /// How many of the stripe's chains to look at.
     #[prost(uint32, tag = "6")]
     pub chains: u32,
+    /// How long the owner works after it wrote its name or beat, milliseconds. 0, from before this was written: 5,000.
+    #[prost(uint32, tag = "7")]
+    pub lease_ms: u32,
 }

@@ -60,6 +60,7 @@ impl Default for HeartbeatOptions {
 pub struct Heartbeats {
     shared: Arc<Shared>,
     lease: Lease,
+    term: Duration,
     registered_at: RoutingVersion,
     task: Option<JoinHandle<()>>,
 }
@@ -103,7 +104,12 @@ impl Heartbeats {
         info!(node = shared.node.id, lease = ?term, routing = reply.routing_version, "registered with mgmtd");
         let task = catena_rt::spawn(beat(shared.clone(), term, options.patience));
         let registered_at = RoutingVersion(reply.routing_version);
-        Ok(Heartbeats { shared, lease, registered_at, task: Some(task) })
+        Ok(Heartbeats { shared, lease, term, registered_at, task: Some(task) })
+    }
+
+    /// The cluster's lease as it was at registration: how long a service may be silent before mgmtd declares it failed.
+    pub fn term(&self) -> Duration {
+        self.term
     }
 
     /// The lease that the heartbeats keep.
@@ -222,7 +228,7 @@ async fn beat(shared: Arc<Shared>, mut term: Duration, patience: Duration) {
         // A heartbeat older than this renews nothing any more; the next one is better.
         let deadline = term / 4;
         // One mgmtd that does not answer leaves time to ask another.
-        let client = shared.client.with_options(CallOptions { deadline, attempt: deadline / 2 });
+        let client = shared.client.with_options(CallOptions::within(deadline, deadline / 2));
         let outcome = timeout(deadline, client.heartbeat(request)).await.unwrap_or_else(|_| {
             Err(Failure::new(
                 Status::TimedOut,
