@@ -40,6 +40,8 @@ pub struct ConnectOptions {
     pub deadline: Duration,
     /// Time that connecting may take. Default 10 s.
     pub connect_deadline: Duration,
+    /// Time that it may take while mgmtd answers that a primary is being elected: more than two leases of the cluster. Default 25 s.
+    pub election_deadline: Duration,
     /// Data connections to each storage node. Default 2.
     pub connections: usize,
     /// What `catena admin` shows of this client. Default: program and process id.
@@ -57,6 +59,7 @@ impl Default for ConnectOptions {
             in_flight_bytes: 64 << 20,
             deadline: Duration::from_secs(30),
             connect_deadline: Duration::from_secs(10),
+            election_deadline: Duration::from_secs(25),
             connections: 2,
             description: None,
             seed: None,
@@ -151,7 +154,11 @@ impl Catena {
         let client = ClientId(rng.random_range(1..=u64::MAX));
         let auth = ClientAuth::new(cluster.cluster, &cluster.token);
         let managers = cluster.mgmtd.join(", ");
-        let patience = CallOptions { deadline: options.connect_deadline, ..CallOptions::default() };
+        let patience = CallOptions {
+            deadline: options.connect_deadline,
+            election: options.election_deadline,
+            ..CallOptions::default()
+        };
         let mgmtd = MgmtdClient::connect(cluster.cluster, &cluster.mgmtd, auth.clone(), patience)
             .map_err(|failure| Error::from_failure("connect", &managers, failure))?;
         let pool = BufPool::new(PoolConfig::client(options.pool_bytes.max(16 << 20)))
@@ -183,7 +190,13 @@ impl Catena {
         let session = ClientSession::start(mgmtd.clone(), client, description).await.map_err(failed)?;
         let seed = rng.random();
         let routing = RoutingWatch::spawn(mgmtd.clone(), WatchOptions { seed, ..WatchOptions::default() });
-        if timeout(options.connect_deadline, routing.changed(RoutingVersion(0))).await.is_err() {
+        if timeout(
+            options.connect_deadline.max(options.election_deadline),
+            routing.changed(RoutingVersion(0)),
+        )
+        .await
+        .is_err()
+        {
             let what = "mgmtd sends no routing information: is the cluster initialised?";
             return Err(Error::new("connect", managers, Status::TimedOut, what));
         }

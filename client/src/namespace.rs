@@ -257,7 +257,7 @@ impl Catena {
     /// Bytes used of `capacity`. The metadata service knows the disks' use as of the last change of the routing information, mgmtd as of
     /// the last heartbeats: that share counts, if mgmtd answers.
     async fn used_now(&self, capacity: u64) -> Option<u64> {
-        let patience = CallOptions { deadline: Duration::from_secs(2), attempt: Duration::from_secs(1) };
+        let patience = CallOptions::within(Duration::from_secs(2), Duration::from_secs(1));
         let mgmtd = self.shared.mgmtd.as_ref()?.with_options(patience);
         let nodes = mgmtd.get_routing(0, Duration::ZERO).await.ok()?.routing?.nodes;
         let disks = nodes.iter().flat_map(|node| &node.disks).filter(|disk| !disk.failed);

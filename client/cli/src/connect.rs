@@ -20,8 +20,8 @@ pub fn cluster(args: &ClusterArgs) -> Result<Cluster> {
 pub fn mgmtd(args: &ClusterArgs) -> Result<MgmtdClient> {
     let cluster = cluster(args)?;
     let auth = ClientAuth::new(cluster.id, &cluster.token);
-    let options =
-        CallOptions { deadline: args.contact(), attempt: args.contact().min(Duration::from_secs(2)) };
+    let attempt = args.contact().min(Duration::from_secs(2));
+    let options = CallOptions { deadline: args.contact(), election: args.election(), attempt };
     Ok(MgmtdClient::connect(cluster.id, &cluster.mgmtd, auth, options)?)
 }
 
@@ -37,6 +37,7 @@ pub async fn client(args: &ClusterArgs) -> Result<Catena> {
     let options = ConnectOptions {
         deadline: args.call(),
         connect_deadline: args.contact(),
+        election_deadline: args.election(),
         ..ConnectOptions::default()
     };
     to(&cluster(args)?, options).await
@@ -44,8 +45,12 @@ pub async fn client(args: &ClusterArgs) -> Result<Catena> {
 
 /// A client that keeps up to `in_flight` bytes on their way.
 pub async fn wide_client(args: &ClusterArgs, in_flight: usize) -> Result<Catena> {
-    let options =
-        ConnectOptions { deadline: args.call(), connect_deadline: args.contact(), ..wide(in_flight) };
+    let options = ConnectOptions {
+        deadline: args.call(),
+        connect_deadline: args.contact(),
+        election_deadline: args.election(),
+        ..wide(in_flight)
+    };
     to(&cluster(args)?, options).await
 }
 

@@ -19,16 +19,25 @@ use crate::grpc::GrpcMgmtd;
 /// How patient calls are.
 #[derive(Clone, Copy, Debug)]
 pub struct CallOptions {
-    /// A call gives up after this (long polls: this much beyond the time they may wait). More than two leases ride over the loss of
-    /// the primary.
+    /// A call gives up after this (long polls: this much beyond the time they may wait).
     pub deadline: Duration,
+    /// How long it goes on, if that is longer, once a mgmtd has answered that it is not the primary: the cluster is there, and elects
+    /// one. More than two leases ride over the loss of the primary.
+    pub election: Duration,
     /// One mgmtd that does not answer for this long is left for the next.
     pub attempt: Duration,
 }
 
 impl Default for CallOptions {
     fn default() -> CallOptions {
-        CallOptions { deadline: Duration::from_secs(30), attempt: Duration::from_secs(2) }
+        CallOptions::within(Duration::from_secs(30), Duration::from_secs(2))
+    }
+}
+
+impl CallOptions {
+    /// Calls that end after `deadline`, whatever is answered.
+    pub fn within(deadline: Duration, attempt: Duration) -> CallOptions {
+        CallOptions { deadline, election: deadline, attempt }
     }
 }
 
@@ -215,7 +224,8 @@ impl MgmtdClient {
         call: impl Fn(Arc<dyn MgmtdApi>) -> BoxFuture<'static, Result<T, Failure>>,
     ) -> Result<T, Failure> {
         let shared = &*self.shared;
-        let deadline = Instant::now() + self.options.deadline + extra;
+        let begun = Instant::now();
+        let mut deadline = begun + self.options.deadline + extra;
         let mut pause = Duration::from_millis(10);
         loop {
             let mut last = Failure::from(Status::NoPrimary);
@@ -236,6 +246,9 @@ impl MgmtdClient {
                     Err(failure) if elsewhere(failure.status) => failure,
                     Err(failure) => return Err(failure),
                 };
+                if failure.status == Status::NoPrimary {
+                    deadline = deadline.max(begun + self.options.election + extra);
+                }
                 next = shared.after(index, &tried, failure.primary.as_deref());
                 // Also for the next call: with a short deadline, one who does not answer must not be all that is ever asked.
                 let likelier = next.unwrap_or_else(|| shared.beside(index));

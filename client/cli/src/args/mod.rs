@@ -112,7 +112,8 @@ pub struct ClusterArgs {
     /// The cluster.toml of the cluster that `fs`, `admin` and `bench` are about.
     #[arg(long, value_name = "FILE", env = "CATENA_CLUSTER", global = true, help_heading = "Global options")]
     pub cluster: Option<PathBuf>,
-    /// Give up on a call that has not been answered for this long [default: 30s, and 5s to find the cluster].
+    /// Give up on a call that has not been answered for this long [default: 30s; to find the cluster 5s, and 25s while
+    /// its managers elect a primary].
     #[arg(long, value_name = "TIME", value_parser = crate::units::parse_duration, global = true,
           help_heading = "Global options")]
     pub timeout: Option<Duration>,
@@ -122,6 +123,10 @@ impl ClusterArgs {
     /// How long finding the cluster may take: a cluster that is down should be noticed soon.
     pub fn contact(&self) -> Duration {
         self.timeout.unwrap_or(Duration::from_secs(5))
+    }
+    /// How long finding it may take while its managers say that none of them is primary yet: two leases of 10 s and a bit.
+    pub fn election(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(25))
     }
     /// How long one call may take: long enough for a failed node to be replaced.
     pub fn call(&self) -> Duration {

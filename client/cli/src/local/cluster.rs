@@ -53,7 +53,7 @@ impl LocalCluster {
         directory.check_ports()?;
         directory.write_configs(log_level)?;
         let cluster = directory.cluster();
-        let options = CallOptions { deadline: Duration::from_secs(5), attempt: Duration::from_secs(2) };
+        let options = CallOptions::within(Duration::from_secs(5), Duration::from_secs(2));
         let auth = ClientAuth::new(cluster.id, &cluster.token);
         let mgmtd = MgmtdClient::connect(cluster.id, &cluster.mgmtd, auth, options)?;
         let (sender, events) = mpsc::unbounded_channel();
@@ -232,10 +232,8 @@ impl LocalCluster {
         mut good: impl FnMut(&RoutingInfo) -> bool,
     ) -> Result<RoutingInfo> {
         let deadline = Instant::now() + limit;
-        let quick = self.mgmtd.with_options(CallOptions {
-            deadline: Duration::from_millis(500),
-            attempt: Duration::from_millis(500),
-        });
+        let quick = Duration::from_millis(500);
+        let quick = self.mgmtd.with_options(CallOptions::within(quick, quick));
         let mut last = "mgmtd has not answered".to_owned();
         let mut known = 0;
         loop {

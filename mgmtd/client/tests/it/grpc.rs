@@ -76,7 +76,7 @@ async fn failures_keep_their_status_over_grpc() {
 
 #[tokio::test]
 async fn an_address_that_nobody_has_is_named() {
-    let options = CallOptions { deadline: Duration::from_millis(50), attempt: Duration::from_millis(50) };
+    let options = CallOptions::within(Duration::from_millis(50), Duration::from_millis(50));
     let client = connect("127.0.0.1:1", Token([1; 32])).with_options(options);
     let failure = client.list_clients().await.unwrap_err();
     assert_eq!(failure.status, Status::Disconnected);

@@ -48,6 +48,32 @@ async fn an_election_that_ends_in_time_is_ridden_over() {
     assert_eq!(fake.calls(), 3);
 }
 
+/// What a command line wants: soon an answer that nobody is there, but not while somebody says that it is being sorted out.
+#[tokio::test(start_paused = true)]
+async fn an_election_is_waited_for_longer_than_a_cluster_that_is_down() {
+    let second = Duration::from_secs(1);
+    let options = CallOptions { deadline: 5 * second, election: 25 * second, attempt: 2 * second };
+    let (dead, standby) = (Fake::new(), Fake::new());
+    for mood in [Mood::Refuse(Status::Disconnected), Mood::Silent] {
+        dead.set_mood(mood);
+        let begin = Instant::now();
+        client(&[&dead]).with_options(options).list_clients().await.unwrap_err();
+        assert!(begin.elapsed() <= options.deadline, "nobody is there: {:?}", begin.elapsed());
+    }
+
+    standby.set_mood(Mood::Redirect("m0"));
+    let patient = client(&[&dead, &standby]).with_options(options);
+    let begin = Instant::now();
+    patient.list_clients().await.unwrap_err();
+    let waited = begin.elapsed();
+    assert!(waited > 22 * second && waited <= options.election, "{waited:?}");
+
+    let waiting = tokio::spawn(async move { patient.list_clients().await });
+    tokio::time::sleep(20 * second).await;
+    standby.set_mood(Mood::Answer);
+    waiting.await.unwrap().unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refusal_of_the_request_itself_is_not_repeated() {
     let (first, second) = (Fake::new(), Fake::new());
@@ -108,7 +134,7 @@ async fn a_short_deadline_is_not_spent_on_one_who_does_not_answer_again_and_agai
     let (stopped, primary) = (Fake::new(), Fake::new());
     stopped.set_mood(Mood::Silent);
     let attempt = Duration::from_millis(100);
-    let client = client(&[&stopped, &primary]).with_options(CallOptions { deadline: attempt, attempt });
+    let client = client(&[&stopped, &primary]).with_options(CallOptions::within(attempt, attempt));
     client.list_clients().await.unwrap_err();
     client.list_clients().await.unwrap();
     assert_eq!((stopped.calls(), primary.calls()), (1, 1));
