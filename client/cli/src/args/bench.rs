@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::units::{parse_chunk_size, parse_duration, parse_size};
 
@@ -39,9 +39,10 @@ pub enum BenchCommand {
   catena bench resync
   catena bench resync --size 8GiB --dir /mnt/nvme --json")]
     Resync(ResyncArgs),
-    /// The time until writes and reads go on after a head's node is lost; in a cluster of its own.
+    /// The time until everything goes on after a storage node, the primary mgmtd or a metadata service is lost; in a cluster of its own.
     #[command(after_help = "Examples:
   catena bench failover
+  catena bench failover --what mgmtd,meta --json
   catena bench failover --pause --lease 10s --rounds 5")]
     Failover(FailoverArgs),
 }
@@ -78,10 +79,49 @@ pub struct ResyncArgs {
     pub keep: bool,
 }
 
+/// What `bench failover` takes away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Loss {
+    /// The node of a chain's head: until writes go on.
+    Storage,
+    /// The primary: until another answers, and a chain changes.
+    Mgmtd,
+    /// The metadata service that a client uses: until its calls go on.
+    Meta,
+}
+
+impl Loss {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Loss::Storage => "storage",
+            Loss::Mgmtd => "mgmtd",
+            Loss::Meta => "meta",
+        }
+    }
+    /// What people are told.
+    pub fn told(self) -> &'static str {
+        match self {
+            Loss::Storage => "head's node",
+            Loss::Mgmtd => "primary mgmtd",
+            Loss::Meta => "meta service",
+        }
+    }
+}
+
 /// Options of `bench failover`.
 #[derive(Args, Debug, Clone)]
 pub struct FailoverArgs {
-    /// Losses, one after the other.
+    /// What is lost, one after the other.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "storage,mgmtd,meta",
+        value_name = "WHAT"
+    )]
+    pub what: Vec<Loss>,
+    /// Losses of each kind.
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub rounds: u32,
     /// How long a service may be silent before it counts as failed.
@@ -90,8 +130,8 @@ pub struct FailoverArgs {
     /// Stop the process where it is (SIGSTOP) instead of killing it: its connections stay open and silent.
     #[arg(long)]
     pub pause: bool,
-    /// Storage nodes.
-    #[arg(long, default_value_t = 3, value_name = "N")]
+    /// Storage nodes; with one more than there are copies, the loss of mgmtd does not touch the chain that is written to.
+    #[arg(long, default_value_t = 4, value_name = "N")]
     pub nodes: u32,
     /// Copies of every chunk.
     #[arg(long, default_value_t = 3, value_name = "N")]

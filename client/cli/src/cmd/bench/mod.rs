@@ -5,6 +5,7 @@ pub mod data;
 pub mod failover;
 pub mod files;
 pub mod meta;
+pub mod pulse;
 pub mod resync;
 pub mod stats;
 
