@@ -65,6 +65,8 @@ pub struct Failure {
     pub hint: Option<String>,
     /// It was printed when it happened; only the exit code is left to give.
     pub shown: bool,
+    /// What a program reads was printed already, and says more than this does.
+    pub told: bool,
 }
 
 /// What commands return.
@@ -73,7 +75,7 @@ pub type Result<T, E = Failure> = std::result::Result<T, E>;
 impl Failure {
     /// A failure with a code and a line.
     pub fn new(exit: Exit, message: impl Into<String>) -> Failure {
-        Failure { exit, message: message.into(), hint: None, shown: false }
+        Failure { exit, message: message.into(), hint: None, shown: false, told: false }
     }
     /// A failure without a code of its own.
     pub fn failed(message: impl Into<String>) -> Failure {
@@ -90,6 +92,11 @@ impl Failure {
     /// Adds what to do next; the first hint, nearest to the cause, stays.
     pub fn hint(mut self, hint: impl Into<String>) -> Failure {
         self.hint.get_or_insert_with(|| hint.into());
+        self
+    }
+    /// The last line of stdout, which a program reads, is the command's result and stays that.
+    pub fn told(mut self) -> Failure {
+        self.told = true;
         self
     }
     /// Says what it was about: `subject: message`.
@@ -236,7 +243,7 @@ pub fn report(command: &str, json: bool, failure: &Failure) -> ExitCode {
     if !failure.shown {
         show(command, failure);
     }
-    if json {
+    if json && !failure.told {
         let object = serde_json::json!({
             "ok": false, "error": failure.message, "hint": failure.hint, "exit": failure.exit as u8,
         });

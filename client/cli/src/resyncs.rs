@@ -124,7 +124,7 @@ pub async fn sessions(catena: &Catena, patience: Duration) -> (BTreeMap<TargetId
 /// `admin resync`.
 pub async fn show(catena: &Catena, patience: Duration, all: bool, out: Output) -> Result<()> {
     let (sessions, silent) = sessions(catena, patience).await;
-    for node in silent {
+    for node in &silent {
         eprintln!("catena: admin resync: {node}");
     }
     let routing = catena.routing().current();
@@ -182,7 +182,15 @@ pub async fn show(catena: &Catena, patience: Duration, all: bool, out: Output) -
         };
         table.row(place.into_iter().chain(rest));
     }
-    out.table(&table, "every replica is up to date");
+    out.table(
+        &table,
+        match silent.is_empty() {
+            true => "every replica is up to date",
+            false => {
+                "no replica is known to be behind yet: a node that does not answer is given up when its lease runs out"
+            }
+        },
+    );
     Ok(())
 }
 

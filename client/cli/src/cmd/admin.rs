@@ -374,7 +374,10 @@ async fn recover_chain(cluster: &ClusterArgs, request: RecoverChainRequest, out:
         }));
         return Ok(());
     }
-    out.say(format_args!("chain {chain}\n  was {}\n  is  {}", reply.before, reply.after));
+    match reply.before == reply.after {
+        true => out.say(format_args!("chain {chain} needs no recovery and is as it was: {}", reply.after)),
+        false => out.say(format_args!("chain {chain}\n  was {}\n  is  {}", reply.before, reply.after)),
+    }
     Ok(())
 }
 

@@ -52,7 +52,7 @@ pub async fn run(args: FsckArgs, cluster: &ClusterArgs, out: Output) -> Result<(
     match report.left() {
         0 => Ok(()),
         left => {
-            let failure = Failure::new(Exit::Failed, format!("{left} findings are left"));
+            let failure = Failure::new(Exit::Failed, format!("{left} findings are left")).told();
             Err(if args.repair {
                 failure
             } else {

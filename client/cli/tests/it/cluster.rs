@@ -264,3 +264,31 @@ fn services_that_share_a_store_are_killed_and_come_back_and_clients_do_not_notic
     dev.stop();
     assert!(pids.into_iter().all(gone), "restarted services outlived `catena dev`");
 }
+
+/// Two leases of 5 s are more than the 5 s in which a cluster that is down is noticed.
+#[test]
+fn a_command_that_is_begun_while_mgmtd_elects_a_primary_waits_for_it() {
+    let temp = disk_directory();
+    let shape = ["--nodes", "1", "--mgmtd", "3", "--lease", "5s", "--disk-capacity", "256MiB"];
+    let dev = Dev::start(&temp.path().join("cluster"), &[&shape[..], &["--log-level", "warn"]].concat());
+    let primary = || {
+        let nodes = dev.run("admin nodes --json").good().json();
+        let nodes = nodes.as_array().unwrap().clone();
+        nodes.into_iter().find(|node| node["role"] == "primary").expect("a primary")
+    };
+    let lost = primary()["pid"].as_u64().unwrap() as u32;
+    signal(lost, Signal::STOP);
+    let begun = std::time::Instant::now();
+    dev.run("fs ls /").good();
+    let waited = begun.elapsed();
+    assert_ne!(primary()["pid"], lost, "another one has taken over");
+    signal(lost, Signal::CONT);
+    assert!(waited > std::time::Duration::from_secs(3), "there was nothing to wait for: {waited:?}");
+
+    // A cluster that is gone is noticed sooner.
+    let cluster = dev.directory.join("cluster.toml");
+    dev.stop();
+    let begun = std::time::Instant::now();
+    run(catena(["fs", "ls", "/", "--cluster"]).arg(cluster)).bad(4, "is the cluster running?");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(9), "{:?}", begun.elapsed());
+}

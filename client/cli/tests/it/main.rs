@@ -3,4 +3,5 @@
 mod basics;
 mod cluster;
 mod demo;
+mod fsck;
 mod run;
