@@ -19,8 +19,9 @@ mod finding;
 use std::time::Duration;
 
 use catena_meta_client::{Call, Credentials};
-use catena_proto::ids::InodeId;
+use catena_proto::ids::{ChainId, InodeId};
 use catena_proto::pb::{self, RepairKind};
+use catena_proto::routing::PublicState;
 use catena_proto::status::Status;
 use futures_util::{StreamExt, stream};
 
@@ -345,10 +346,16 @@ impl<'a, F: FnMut(&Finding)> Fsck<'a, F> {
 /// How far a file's chunks reach; nothing if a chain does not say.
 async fn reaches(catena: &Catena, inode: u64, layout: pb::Layout) -> Option<u64> {
     let layout = catena_proto::layout::Layout::try_from(layout).ok()?;
-    let chains = catena.routing().current().chains_of(&layout)?;
+    let routing = catena.routing().current();
+    let chains = routing.chains_of(&layout)?;
+    // A chain that does not serve is found as such: no file waits for it, for there may be millions.
+    let serves = |chain: &ChainId| routing.targets_in(*chain, PublicState::Serving).next().is_some();
+    if !chains.iter().all(serves) {
+        return None;
+    }
     let mut end = 0;
     for chain in chains {
-        // A chain that does not serve is found as such; it must not hold up the others for long.
+        // One that stops serving just now must not hold up the others for long either.
         let deadline = catena_rt::time::Instant::now() + Duration::from_secs(5);
         let last = catena.storage().last_chunk(chain, InodeId(inode), deadline).await.ok()?;
         let Some(last) = last else { continue };

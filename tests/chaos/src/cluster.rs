@@ -22,8 +22,8 @@ const MGMTD: usize = 3;
 const META: usize = 2;
 /// How long a service may be silent.
 pub const LEASE: Duration = Duration::from_secs(2);
-/// What one operation may take: more than any fault lasts, and a restart after several deaths.
-const DEADLINE: Duration = Duration::from_secs(90);
+/// What one operation may take: the default of every client.
+const DEADLINE: Duration = Duration::from_secs(30);
 const START: Duration = Duration::from_secs(90);
 
 pub struct Cluster {

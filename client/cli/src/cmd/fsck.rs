@@ -1,6 +1,8 @@
 //! `catena admin fsck`.
 
 use catena_client::{Finding, FsckOptions};
+use catena_proto::ids::ChainId;
+use catena_proto::routing::{PublicState, RoutingInfo};
 use serde_json::{Value, json};
 
 use crate::args::ClusterArgs;
@@ -22,8 +24,10 @@ pub async fn run(args: FsckArgs, cluster: &ClusterArgs, out: Output) -> Result<(
         ..FsckOptions::default()
     };
     let mut kept = Vec::new();
+    let mut repairable = false;
     let tell = |finding: &Finding| {
         out.say(finding);
+        repairable |= !finding.repaired && finding.kind.remedy().is_some();
         if out.json && kept.len() < KEPT {
             kept.push(row(finding));
         }
@@ -32,11 +36,21 @@ pub async fn run(args: FsckArgs, cluster: &ClusterArgs, out: Output) -> Result<(
         None => catena.fsck(options, tell).await?,
         Some(path) => catena.fsck_below(path.as_str(), options, tell).await?,
     };
+    // Only serving replicas are compared: who reads that nothing was found has to know what was not looked at.
+    let routing = catena.routing().current();
+    let degraded = degraded(&routing);
     catena.close().await;
+    if degraded > 0 {
+        eprintln!(
+            "catena: admin fsck: {degraded} of {} chains are not at full strength, and only replicas that serve are checked; check again once `catena admin resync` shows none",
+            routing.chains.len()
+        );
+    }
     if out.json {
         out.object(json!({
             "inodes": report.inodes, "entries": report.entries, "chunks": report.chunks,
-            "found": report.findings, "repaired": report.repaired, "left": report.left(), "findings": kept,
+            "found": report.findings, "repaired": report.repaired, "left": report.left(), "degraded_chains": degraded,
+            "findings": kept,
         }));
     } else {
         out.say(format_args!(
@@ -53,13 +67,19 @@ pub async fn run(args: FsckArgs, cluster: &ClusterArgs, out: Output) -> Result<(
         0 => Ok(()),
         left => {
             let failure = Failure::new(Exit::Failed, format!("{left} findings are left")).told();
-            Err(if args.repair {
-                failure
-            } else {
-                failure.hint("`catena admin fsck --repair` repairs what is safe")
+            Err(match repairable && !args.repair {
+                true => failure.hint("`catena admin fsck --repair` repairs what is safe"),
+                false => failure,
             })
         }
     }
+}
+
+/// Chains with a replica that does not serve.
+fn degraded(routing: &RoutingInfo) -> usize {
+    let whole = |chain: &&ChainId| routing.targets_in(**chain, PublicState::Serving).count();
+    let all = |chain: &ChainId| routing.chains.get(chain).map_or(0, |chain| chain.targets.len());
+    routing.chains.keys().filter(|chain| whole(chain) < all(chain)).count()
 }
 
 fn row(finding: &Finding) -> Value {

@@ -1,6 +1,7 @@
 //! `catena admin fsck` as an operator runs it, on a cluster whose metadata store was damaged behind its back.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use catena_kv::{Database, Isolation, TxOptions};
 use catena_kv_embedded::{EmbeddedDatabase, Options};
@@ -8,10 +9,13 @@ use catena_meta::schema::{Inode, decode, encode, key};
 use catena_proto::ids::InodeId;
 use serde_json::Value;
 
-use crate::run::{Dev, disk_directory, run};
+use rustix::process::Signal;
+
+use crate::run::{Dev, disk_directory, run, signal};
 
 fn dev(root: &Path) -> Dev {
-    Dev::start(root, &["--nodes", "2", "--disk-capacity", "256MiB", "--log-level", "warn"])
+    let shape = ["--nodes", "2", "--disk-capacity", "256MiB", "--lease", "2s", "--log-level", "warn"];
+    Dev::start(root, &shape)
 }
 
 /// Changes the metadata store of a cluster that is stopped: an inode is lost, another one counts a name that it does not have.
@@ -27,6 +31,13 @@ fn damage(root: &Path, lost: InodeId, miscounted: InodeId) {
         tx.clear(&key::inode(lost)).unwrap();
         tx.commit().await.unwrap();
     });
+}
+
+fn within_a_minute(mut true_by_then: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !true_by_then() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "not within a minute");
+    }
 }
 
 fn kinds(report: &Value) -> Vec<&str> {
@@ -68,7 +79,8 @@ fn a_check_finds_damage_says_what_repair_would_do_and_repairs_it() {
     // Below a path, what no path leads to is not seen.
     let below = second.run("admin fsck /d --json").bad(1, "left").json();
     assert!(kinds(&below).contains(&"dangling-entry") && !kinds(&below).contains(&"orphan-chunk"), "{below}");
-    assert_eq!(second.run("admin fsck /d/sub --json").good().json()["found"], 0);
+    let whole = second.run("admin fsck /d/sub --json").good().json();
+    assert_eq!((&whole["found"], &whole["degraded_chains"]), (&Value::from(0), &Value::from(0)));
     second.run("admin fsck /nowhere").bad(3, "/nowhere: no such file or directory");
 
     let repaired = second.run("admin fsck --repair --grace 100ms --json").good().json();
@@ -80,5 +92,36 @@ fn a_check_finds_damage_says_what_repair_would_do_and_repairs_it() {
     assert_eq!(healed, "checked 5 inodes, 4 names, 2 chunks: 0 found, 0 repaired, 0 left\n");
     second.run("fs stat /d/gone").bad(3, "no such file or directory");
     assert_eq!(second.run("fs stat /d/linked --json").good().json()["nlink"], 1);
+
+    // What cannot be checked is said: replicas that do not serve, and in the end whole chains, for which no file is waited for.
+    let chains = |serving: usize| {
+        let chains = second.run("admin chains --json").good().json();
+        let serve = |chain: &Value| {
+            let targets = chain["targets"].as_array().unwrap().iter();
+            targets.filter(|target| target["state"] == "serving").count()
+        };
+        chains.as_array().unwrap().iter().all(|chain| serve(chain) == serving)
+    };
+    let freeze = |name: &str, how: Signal| {
+        let pid = std::fs::read_to_string(root.join(format!("run/{name}.pid"))).unwrap();
+        signal(pid.parse().unwrap(), how);
+    };
+    freeze("storage-1", Signal::STOP);
+    within_a_minute(|| chains(1));
+    let degraded = second.run("admin fsck --json").good();
+    assert_ne!(degraded.json()["degraded_chains"], 0);
+    assert!(degraded.err.contains("not at full strength"), "{degraded:?}");
+    freeze("storage-2", Signal::STOP);
+    within_a_minute(|| chains(0));
+    let begun = Instant::now();
+    let down = second.run("admin fsck --json").bad(1, "findings are left");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(kinds(&down.json()).iter().all(|kind| *kind == "chain-down"), "{down:?}");
+    assert!(!down.err.contains("--repair"), "nothing here is for a check to repair: {down:?}");
+    for name in ["storage-1", "storage-2"] {
+        freeze(name, Signal::CONT);
+    }
+    within_a_minute(|| chains(2));
+    assert_eq!(second.run("admin fsck").good().out, healed);
     second.stop();
 }
