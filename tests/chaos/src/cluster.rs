@@ -45,6 +45,9 @@ impl Cluster {
         if !disks.iter().all(NodeDisk::fillable) {
             journal.say("no loop devices may be mounted here: disks are not filled in this run");
         }
+        if !disks.iter().all(|disk| disk.lockable) {
+            journal.say("no files may be made immutable here: disks are not made read-only in this run");
+        }
         let out = |name: &str| std::fs::File::create(root.join(name)).map_err(text);
         let lease = format!("{}ms", LEASE.as_millis());
         let [nodes, mgmtd, meta] = [NODES, MGMTD, META].map(|count| count.to_string());
