@@ -20,7 +20,27 @@ use crate::error::DiskError;
 /// What is written whole or not at all.
 const SECTOR: usize = 512;
 
-type Sector = Arc<[u8; SECTOR]>;
+/// A sector's bytes; none if they are zeros, as most of a fresh file is.
+type Sector = Option<Arc<[u8; SECTOR]>>;
+
+const ZEROS: [u8; SECTOR] = [0; SECTOR];
+
+/// Sectors by number. Those that are not there are zeros.
+#[derive(Clone, Default)]
+struct Sectors(BTreeMap<u64, Arc<[u8; SECTOR]>>);
+
+impl Sectors {
+    fn set(&mut self, number: u64, sector: Sector) {
+        match sector {
+            Some(sector) => self.0.insert(number, sector),
+            None => self.0.remove(&number),
+        };
+    }
+
+    fn are_zeros(&self, from: u64, to: u64) -> bool {
+        self.0.range(from..to).next().is_none()
+    }
+}
 
 /// How a simulated disk behaves.
 #[derive(Clone, Debug)]
@@ -66,9 +86,9 @@ pub struct SimDisk {
 
 #[derive(Clone, Default)]
 struct SimFile {
-    live: BTreeMap<u64, Sector>,
+    live: Sectors,
     live_len: u64,
-    durable: BTreeMap<u64, Sector>,
+    durable: Sectors,
     durable_len: u64,
     /// What was written since the last sync, in order.
     unsynced: Vec<(u64, Sector)>,
@@ -79,7 +99,6 @@ struct SimFile {
 #[derive(Clone)]
 struct Platter {
     config: SimConfig,
-    zeros: Sector,
     rng: StdRng,
     files: [SimFile; 5],
     /// The handle that works.
@@ -95,7 +114,6 @@ impl SimDisk {
         let rng = StdRng::seed_from_u64(config.seed);
         let platter = Platter {
             config,
-            zeros: Arc::new([0; SECTOR]),
             rng,
             files: Default::default(),
             handle: 0,
@@ -159,7 +177,7 @@ impl SimDisk {
         let file = &mut platter.files[file as usize];
         let (number, at) = (offset / SECTOR as u64, offset as usize % SECTOR);
         for sectors in [&mut file.live, &mut file.durable] {
-            let sector = sectors.entry(number).or_insert_with(|| Arc::new([0; SECTOR]));
+            let sector = sectors.0.entry(number).or_insert_with(|| Arc::new(ZEROS));
             Arc::make_mut(sector)[at] ^= mask;
         }
     }
@@ -169,7 +187,7 @@ impl SimDisk {
         let platter = self.platter.lock();
         let file = &platter.files[file as usize];
         let mut found = Vec::new();
-        for (&number, sector) in &file.live {
+        for (&number, sector) in &file.live.0 {
             for at in 0..SECTOR {
                 let rest = &sector[at..];
                 if !needle.is_empty() && rest.len() >= needle.len() && rest.starts_with(needle) {
@@ -197,7 +215,7 @@ impl Platter {
                 match manner {
                     0..=2 => {
                         if at < keep {
-                            file.durable.insert(number, sector);
+                            file.durable.set(number, sector);
                         }
                     }
                     _ => versions.entry(number).or_default().push(sector),
@@ -208,7 +226,7 @@ impl Platter {
                 let lost = [0.03, 0.5, 0.9][manner % 3];
                 if !self.rng.random_bool(lost) {
                     let which = self.rng.random_range(0..versions.len());
-                    file.durable.insert(number, versions[which].clone());
+                    file.durable.set(number, versions[which].clone());
                 }
             }
             let lengths = std::mem::take(&mut file.lengths);
@@ -218,7 +236,7 @@ impl Platter {
                     file.durable_len = file.durable_len.max(length);
                 }
             }
-            file.durable.split_off(&file.durable_len.div_ceil(SECTOR as u64));
+            file.durable.0.split_off(&file.durable_len.div_ceil(SECTOR as u64));
             file.live = file.durable.clone();
             file.live_len = file.durable_len;
         }
@@ -280,28 +298,30 @@ impl Platter {
                 self.files[file as usize].read(offset, out)
             }
             Io::Write { file, offset, data } => {
-                let mut bytes = Vec::with_capacity(data.iter().map(|part| part.len()).sum());
                 for part in &data {
-                    bytes.extend_from_slice(part);
                     if !part.len().is_multiple_of(SECTOR) || !(part.as_ptr() as usize).is_multiple_of(SECTOR)
                     {
                         return Err(io::Error::other("a part of a write is not aligned in memory"));
                     }
                 }
-                check(offset, bytes.len() as u64)?;
-                let end = offset + bytes.len() as u64;
+                let length = data.iter().map(|part| part.len() as u64).sum();
+                check(offset, length)?;
+                let end = offset + length;
                 let grown = end.saturating_sub(self.files[file as usize].live_len);
                 if grown > self.room() {
                     return Err(io::ErrorKind::StorageFull.into());
                 }
+                let (first, last) = (offset / SECTOR as u64, end / SECTOR as u64);
+                let of = &self.files[file as usize];
+                // Zeros upon zeros change nothing, whatever happens next.
+                let untouched = of.live.are_zeros(first, last) && of.durable.are_zeros(first, last);
+                let bytes = data.iter().flat_map(|part| part.chunks_exact(SECTOR));
                 let mut sectors: Vec<(u64, Sector)> = bytes
-                    .chunks_exact(SECTOR)
-                    .zip(offset / SECTOR as u64..)
-                    .map(|(bytes, number)| {
-                        // Fresh files are zeros for the most part.
-                        let zeros = bytes.iter().all(|byte| *byte == 0);
-                        let sector = <&[u8; SECTOR]>::try_from(bytes).map_or([0; SECTOR], |bytes| *bytes);
-                        (number, if zeros { self.zeros.clone() } else { Arc::new(sector) })
+                    .zip(first..)
+                    .filter_map(|(bytes, number)| {
+                        let zeros = *bytes == ZEROS;
+                        let sector = <[u8; SECTOR]>::try_from(bytes).ok().filter(|_| !zeros).map(Arc::new);
+                        (!(zeros && untouched)).then_some((number, sector))
                     })
                     .collect();
                 if failure == Some(Failure::Cut) {
@@ -350,7 +370,7 @@ impl SimFile {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         for (part, number) in out.chunks_exact_mut(SECTOR).zip(offset / SECTOR as u64..) {
-            match self.live.get(&number) {
+            match self.live.0.get(&number) {
                 Some(sector) => part.copy_from_slice(&sector[..]),
                 None => part.fill(0),
             }
@@ -360,7 +380,7 @@ impl SimFile {
 
     fn write(&mut self, sectors: Vec<(u64, Sector)>, end: u64) {
         for (number, sector) in sectors {
-            self.live.insert(number, sector.clone());
+            self.live.set(number, sector.clone());
             self.unsynced.push((number, sector));
         }
         if end > self.live_len {
@@ -371,7 +391,7 @@ impl SimFile {
 
     fn sync(&mut self) {
         for (number, sector) in self.unsynced.drain(..) {
-            self.durable.insert(number, sector);
+            self.durable.set(number, sector);
         }
         self.lengths.clear();
         self.durable_len = self.live_len;
