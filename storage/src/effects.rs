@@ -118,6 +118,7 @@ impl Target {
             Outgoing::Control { to, item } => node.send_control(to, item),
             Outgoing::Fenced { to, chain_version, msg } => {
                 let msg = msg.open(|| self.lease_holds(node));
+                catena_rt::witness("answers", || if msg.is_some() { vec![self.id.0] } else { Vec::new() });
                 if let Some(item) = msg.and_then(|msg| Control::from_msg(self.id, to, chain_version, &msg)) {
                     node.send_control(to, item);
                 }
@@ -217,7 +218,12 @@ impl Target {
             Effect::BeginSession { joined_at } => session::begin(self.clone(), node.clone(), joined_at),
             // The long poll brings it; whoever sent us a newer version has made sure that there is one.
             Effect::RefreshRouting => {}
-            Effect::TakeOffline { reason } => self.go_offline(node, state, reason),
+            Effect::TakeOffline { unfit } => {
+                if unfit.is_impossible() {
+                    catena_rt::witness(unfit.reason(), || vec![self.id.0]);
+                }
+                self.go_offline(node, state, unfit.reason());
+            }
         }
     }
 

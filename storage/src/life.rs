@@ -90,6 +90,7 @@ impl Target {
         }
         error!(target = %self.id, chain = %self.chain, disk = %self.disk.path(), reason, "the target goes offline");
         state.outage = Some(reason);
+        self.stopped.store(true, Ordering::Release);
         state.resync = None;
         state.dismiss(Err(catena_proto::status::Status::NotServing));
         node.kick_heartbeat();
@@ -109,6 +110,7 @@ impl Target {
                 return None;
             }
             let reason = state.outage.take()?;
+            self.stopped.store(false, Ordering::Release);
             let mut replica = Replica::new(self.id);
             replica.restore(self.disk.restored(self.id), &StoreView::new(&self.disk, self.id));
             replica.adopt(state.replica.view().clone(), &mut state.out);
@@ -125,6 +127,7 @@ impl Target {
     pub fn retire(&self) {
         let mut state = self.state();
         state.outage = Some("the service stops");
+        self.stopped.store(true, Ordering::Release);
         state.retired = true;
         state.resync = None;
         state.dismiss(Err(catena_proto::status::Status::ShuttingDown));
@@ -166,7 +169,13 @@ impl Target {
         }
         match state.replica.role() {
             Role::Serving(_) => LocalState::UpToDate,
-            Role::Syncing if state.synced == Some(state.joined_at) => LocalState::UpToDate,
+            Role::Syncing
+                if state.synced == Some(state.joined_at)
+                    || (state.synced.is_some()
+                        && catena_rt::broken("15 up-to-date counts in any session")) =>
+            {
+                LocalState::UpToDate
+            }
             // Contents of an unfinished resync are a mixture, and must never be the last word.
             Role::Outside if state.public == PublicState::Lastsrv && state.unsynced.is_some() => {
                 LocalState::Offline

@@ -306,6 +306,9 @@ impl Node {
         }
         let unsynced = note.filter(|note| note.unsynced).map(|note| note.joined_at);
         let mut replica = Replica::new(target.id);
+        if catena_rt::broken("19b a sole replica discards its pendings") {
+            let _ = disk.drop_pendings(target.id).await;
+        }
         let restored = disk.restored(target.id);
         if !restored.is_empty() {
             info!(node = %self.id, target = %target.id, pending = restored.len(), "pending versions found after the start");

@@ -227,8 +227,8 @@ fn encode(node: &Arc<Node>, outcomes: Vec<Outcome>) -> (Answer, u64) {
     let mut bytes = 0;
     for outcome in outcomes {
         let fenced = outcome.and_then(|Done { target, at, data }| {
-            at.open(|| target.lease.valid(now) || catena_rt::broken("10 fenced target answers"))
-                .ok_or(Status::NoLease)?;
+            at.open(|| target.may_answer(now)).ok_or(Status::NoLease)?;
+            catena_rt::witness("answers", || vec![target.id.0]);
             data.ok_or(Status::NotFound)
         });
         match fenced {

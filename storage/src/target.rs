@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use catena_craq::{Effect, Fenced, Msg, ReadAt, ReadDecision, ReadId, Replica, RequestId, TagRecord};
 use catena_mgmtd_client::TargetLease;
+use catena_proto::clock::Monotonic;
 use catena_proto::ids::*;
 use catena_proto::routing::PublicState;
 use catena_proto::status::Status;
@@ -59,6 +60,8 @@ pub(crate) struct Target {
     /// The disk's number of stages when they were counted.
     pub counted_at: AtomicU64,
     state: Mutex<State>,
+    /// There is an outage: nothing is answered any more, not even what was read before.
+    pub stopped: AtomicBool,
     pub outbox: Mutex<Outbox>,
 }
 
@@ -149,6 +152,7 @@ impl Target {
             chunks: AtomicU64::new(0),
             counted_at: AtomicU64::new(u64::MAX),
             state: Mutex::new(state),
+            stopped: AtomicBool::new(false),
             outbox: Mutex::default(),
         }
     }
@@ -169,7 +173,15 @@ impl Target {
 
     /// Whether the lease holds at this moment (R13).
     pub fn lease_holds(&self, node: &Node) -> bool {
-        self.lease.valid(node.clock.monotonic()) || catena_rt::broken("10 fenced target answers")
+        self.may_answer(node.clock.monotonic())
+    }
+
+    /// The fence, at `now`: a valid lease, and not given up by the target itself. mgmtd takes the report of an outage for the confirmed
+    /// stop that R23 asks for and goes on without the target at once, whatever is left of the lease.
+    pub fn may_answer(&self, now: Monotonic) -> bool {
+        let stopped = self.stopped.load(Ordering::Acquire)
+            && !catena_rt::broken("storage: a target answers after it has reported an outage");
+        (self.lease.valid(now) && !stopped) || catena_rt::broken("10 fenced target answers")
     }
 
     /// Lets something happen to the replica and begins what follows from it.

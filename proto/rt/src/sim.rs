@@ -52,6 +52,17 @@ pub(crate) fn is_broken(name: &str) -> bool {
     BROKEN.get() == Some(name)
 }
 
+/// Is told what happens: its name and what it is about.
+pub type Witness = Arc<dyn Fn(&'static str, &[u64]) + Send + Sync>;
+
+/// See [`crate::witness`].
+pub(crate) fn witnessed(what: &'static str, about: impl FnOnce() -> Vec<u64>) {
+    let witness = RUNNING.with_borrow(|owner| owner.as_ref()?.sim.witness.lock().clone());
+    if let Some(witness) = witness {
+        witness(what, &about());
+    }
+}
+
 /// True within [`Sim::run`].
 pub(crate) fn is_running() -> bool {
     RUNNING.with_borrow(Option::is_some)
@@ -124,6 +135,7 @@ impl State {
 /// The shared part of a run.
 pub(crate) struct Shared {
     state: Mutex<State>,
+    witness: Mutex<Option<Witness>>,
 }
 
 /// A process within a run.
@@ -228,7 +240,12 @@ impl Sim {
             digest: 0xcbf2_9ce4_8422_2325,
             trace: None,
         };
-        Sim { shared: Arc::new(Shared { state: Mutex::new(state) }) }
+        Sim { shared: Arc::new(Shared { state: Mutex::new(state), witness: Mutex::new(None) }) }
+    }
+
+    /// Who is told of what happens from now on; nobody unless somebody is named.
+    pub fn set_witness(&self, witness: Option<Witness>) {
+        *self.shared.witness.lock() = witness;
     }
 
     fn owner(&self, id: ProcessId) -> Owner {

@@ -168,7 +168,37 @@ pub enum Effect<P> {
     RefreshRouting,
     /// The target must stop at once: its stage failed (R8), or it holds something that the protocol excludes.
     TakeOffline {
-        /// For the log.
-        reason: &'static str,
+        /// Why.
+        unfit: Unfit,
     },
+}
+
+/// Why a target cannot go on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Unfit {
+    /// Its disk did not take what was forwarded already (R8).
+    NotStaged,
+    /// Two different writes carry one version number.
+    TwoWrites,
+    /// The successor committed what is not durable here.
+    SuccessorAhead,
+    /// The tail committed what is not durable here.
+    TailAhead,
+}
+
+impl Unfit {
+    /// The protocol excludes it: a replica has broken a rule, or a disk has lost what it had called durable.
+    pub fn is_impossible(self) -> bool {
+        self != Unfit::NotStaged
+    }
+
+    /// For the log.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Unfit::NotStaged => "a forwarded write could not be staged",
+            Unfit::TwoWrites => "two different writes carry one version number",
+            Unfit::SuccessorAhead => "the successor committed what is not durable here",
+            Unfit::TailAhead => "the tail committed what is not durable here",
+        }
+    }
 }

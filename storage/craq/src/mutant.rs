@@ -15,8 +15,12 @@ pub enum Mutant {
     WatermarkCleared,
     /// 5: no *need*: a base is enough to be complete.
     NoNeed,
+    /// 6: the last serving replica commits early, before the syncing tail.
+    LastServingCommits,
     /// 7: the query goes to the last serving target.
     QueryLastServing,
+    /// 8: queries and their replies count in any chain version.
+    QueryWithoutVersion,
     /// 9: a tail that is not synced answers queries.
     UnsyncedTailAnswers,
     /// 11: messages of old chain versions are accepted.
@@ -25,8 +29,8 @@ pub enum Mutant {
     PendingsKept,
     /// 13: a late base overwrites what the session brought.
     LateBaseOverwrites,
-    /// 15: a session does not look at its joined-at version.
-    SessionWithoutJoinedAt,
+    /// 14: a replace is committed as soon as it is durable at the syncing target.
+    ReplaceCommitted,
     /// 20: a dirty read is answered from the local committed version.
     DirtyReadLocal,
     /// 21a: a retry of a pending write is answered at once.
@@ -46,12 +50,14 @@ impl Mutant {
         Mutant::NewTailCommitsDurable,
         Mutant::WatermarkCleared,
         Mutant::NoNeed,
+        Mutant::LastServingCommits,
         Mutant::QueryLastServing,
+        Mutant::QueryWithoutVersion,
         Mutant::UnsyncedTailAnswers,
         Mutant::OldMessagesAccepted,
         Mutant::PendingsKept,
         Mutant::LateBaseOverwrites,
-        Mutant::SessionWithoutJoinedAt,
+        Mutant::ReplaceCommitted,
         Mutant::DirtyReadLocal,
         Mutant::RetryAnsweredAtOnce,
         Mutant::PendingsNotResent,

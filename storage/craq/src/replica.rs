@@ -5,11 +5,16 @@ use std::collections::BTreeMap;
 use catena_proto::ids::{ChainVersion, ChunkId, ChunkVersion, Tag, TargetId, VersionId};
 
 use crate::chunk::{ActiveChunk, Pending, Reader};
-use crate::effect::{Effect, Fenced, Outcome, ReadAt, ReadDecision, ReadId, Refusal, RequestId};
+use crate::effect::{Effect, Fenced, Outcome, ReadAt, ReadDecision, ReadId, Refusal, RequestId, Unfit};
 use crate::message::{Forward, Msg};
 use crate::mutant::{Mutant, broken};
 use crate::resync::Session;
 use crate::view::{ChainView, Role, Store, next};
+
+/// A message counts only from the neighbour that it has to come from. (Messages of old versions have old neighbours.)
+fn may_say(from: TargetId, neighbour: Option<TargetId>) -> bool {
+    neighbour == Some(from) || broken(Mutant::OldMessagesAccepted)
+}
 
 /// A pending version that the store found durable after a restart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -175,7 +180,7 @@ impl<P: Clone> Replica<P> {
 
     /// A stage failed: what was forwarded cannot be withdrawn, so the target goes (R8).
     pub fn stage_failed(&mut self, out: &mut Vec<Effect<P>>) {
-        out.push(Effect::TakeOffline { reason: "a forwarded write could not be staged" });
+        out.push(Effect::TakeOffline { unfit: Unfit::NotStaged });
     }
 
     /// A message from another replica of the chain. An error is the answer to it; the sender feeds it to its [`Replica::refused`].
@@ -187,7 +192,11 @@ impl<P: Clone> Replica<P> {
         store: &impl Store,
         out: &mut Vec<Effect<P>>,
     ) -> Result<(), Refusal> {
-        if let Err(refusal) = self.same_version(chain_version) {
+        let exempt =
+            matches!(msg, Msg::Query { .. } | Msg::QueryReply { .. }) && broken(Mutant::QueryWithoutVersion);
+        if let Err(refusal) = self.same_version(chain_version)
+            && !exempt
+        {
             if refusal == Refusal::NotYet {
                 out.push(Effect::RefreshRouting);
             }
@@ -222,7 +231,7 @@ impl<P: Clone> Replica<P> {
         store: &impl Store,
         out: &mut Vec<Effect<P>>,
     ) -> Result<(), Refusal> {
-        if self.view.predecessor(self.me) != Some(from) {
+        if !may_say(from, self.view.predecessor(self.me)) {
             return Err(Refusal::Stale);
         }
         let Forward { chunk, id, tag, payload, full, first, durable } = forward;
@@ -236,9 +245,13 @@ impl<P: Clone> Replica<P> {
         debug_assert!(id.assigned <= view, "a version cannot have been assigned later than now");
         let last = active.last().version;
         if id.version <= active.committed.version {
-            let ack = Msg::Ack { chunk, committed: active.committed };
+            let committed = active.committed;
             self.settle(chunk);
-            self.send(from, ack, out);
+            // What a session found below its first forward is known by number only: the predecessor of then had it committed. The
+            // acknowledgement of that forward, which is still to come, covers it.
+            if committed.assigned != ChainVersion(0) {
+                self.send(from, Msg::Ack { chunk, committed }, out);
+            }
             return Ok(());
         }
         if id.version > next(last) && !broken(Mutant::GapFilled) {
@@ -249,7 +262,7 @@ impl<P: Clone> Replica<P> {
         if id.version <= last {
             let known = active.pending(id.version).map(|pending| pending.id);
             if known != Some(id) {
-                out.push(Effect::TakeOffline { reason: "two different writes carry one version number" });
+                out.push(Effect::TakeOffline { unfit: Unfit::TwoWrites });
                 return Ok(());
             }
         } else {
@@ -274,7 +287,7 @@ impl<P: Clone> Replica<P> {
         store: &impl Store,
         out: &mut Vec<Effect<P>>,
     ) -> Result<(), Refusal> {
-        if self.view.predecessor(self.me) != Some(from) {
+        if !may_say(from, self.view.predecessor(self.me)) {
             return Err(Refusal::Stale);
         }
         if !self.chunks.contains_key(&chunk)
@@ -296,7 +309,7 @@ impl<P: Clone> Replica<P> {
         committed: VersionId,
         out: &mut Vec<Effect<P>>,
     ) -> Result<(), Refusal> {
-        if self.view.successor(self.me).map(|(successor, _)| successor) != Some(from) {
+        if !may_say(from, self.view.successor(self.me).map(|(successor, _)| successor)) {
             return Err(Refusal::Stale);
         }
         let Some(active) = self.chunks.get(&chunk) else { return Ok(()) };
@@ -307,7 +320,7 @@ impl<P: Clone> Replica<P> {
         if committed.version > active.durable_prefix()
             || active.pending(committed.version).map(|p| p.id) != Some(committed)
         {
-            out.push(Effect::TakeOffline { reason: "the successor committed what is not durable here" });
+            out.push(Effect::TakeOffline { unfit: Unfit::SuccessorAhead });
             return Ok(());
         }
         self.commit_to(chunk, committed.version, out);
@@ -355,7 +368,7 @@ impl<P: Clone> Replica<P> {
             if active.pending.is_empty() {
                 continue;
             }
-            if std::mem::replace(&mut active.stalled, true) {
+            if std::mem::replace(&mut active.stalled, true) && !broken(Mutant::PendingsNotResent) {
                 active.rewind();
                 self.advance(chunk, out);
             }
@@ -544,7 +557,7 @@ impl<P: Clone> Replica<P> {
         {
             ReadAt::Pending(committed)
         } else {
-            return out.push(Effect::TakeOffline { reason: "the tail committed what is not durable here" });
+            return out.push(Effect::TakeOffline { unfit: Unfit::TailAhead });
         };
         active.readers.swap_remove(place);
         out.push(Effect::ServeRead { read, at: Fenced::new(at) });
@@ -557,15 +570,20 @@ impl<P: Clone> Replica<P> {
             (self.view.predecessor(self.me).is_none(), self.view.tail() == Some(self.me));
         let Some(active) = self.chunks.get_mut(&chunk).filter(|_| self.role != Role::Outside) else { return };
         let own = active.durable_prefix();
-        let alone =
-            is_head || broken(Mutant::NoticeIgnoresPredecessor) || (is_tail && broken(Mutant::NoNotice));
+        let alone = is_head
+            || broken(Mutant::NoticeIgnoresPredecessor)
+            || (is_tail && broken(Mutant::NoNotice))
+            || (self.role == Role::Syncing && broken(Mutant::ReplaceCommitted));
+        let last_serving = self.view.syncing && self.view.path.iter().rev().nth(1) == Some(&self.me);
+        let commits = is_tail || (last_serving && broken(Mutant::LastServingCommits));
         let reached = if alone { own } else { own.min(active.notice) };
         active.durable = active.durable.max(reached);
         let durable = active.durable;
-        if is_tail {
-            self.commit_to(chunk, durable, out);
-        } else {
+        if !is_tail {
             self.send_pendings(chunk, out);
+        }
+        if commits {
+            self.commit_to(chunk, durable, out);
         }
     }
 

@@ -176,10 +176,12 @@ impl<P: Clone> Replica<P> {
     ) -> Result<&mut Session, Refusal> {
         self.same_version(chain_version)?;
         match (self.role, &mut self.session) {
-            (Role::Syncing, Some(session))
-                if session.joined_at == joined_at || broken(Mutant::SessionWithoutJoinedAt) =>
-            {
-                if session.ready { Ok(session) } else { Err(Refusal::NotYet) }
+            (Role::Syncing, Some(session)) if session.joined_at == joined_at => {
+                if session.ready {
+                    Ok(session)
+                } else {
+                    Err(Refusal::NotYet)
+                }
             }
             _ => Err(Refusal::Stale),
         }
@@ -246,8 +248,8 @@ impl<P: Clone> Replica<P> {
                 session.chunks.remove(&chunk);
                 return Err(Refusal::Gap);
             }
-            Decision::Base(_) if broken(Mutant::LateBaseOverwrites) => Install::Contents,
             Decision::Base(_) if has_pendings => Install::Nothing,
+            Decision::Base(_) if broken(Mutant::LateBaseOverwrites) => Install::Contents,
             Decision::Base(id)
                 if state.committed.is_some_and(|committed| committed.version >= id.version) =>
             {

@@ -217,6 +217,9 @@ impl Target {
 
     /// A committed write's tag: the highest sequence stays.
     pub fn remember(&mut self, tag: TagEntry) {
+        if catena_rt::broken("18a only a chunk's last tag is kept") {
+            self.tags.retain(|_, known| known.chunk != tag.chunk);
+        }
         let known = self.tags.entry((tag.client, tag.channel)).or_insert(tag);
         if tag.sequence > known.sequence {
             *known = tag;

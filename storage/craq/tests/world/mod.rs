@@ -538,7 +538,7 @@ impl World {
                 member.beginning = Some(joined_at);
             }
             Effect::RefreshRouting => {}
-            Effect::TakeOffline { reason } => return Err(format!("assertion: {reason}")),
+            Effect::TakeOffline { unfit } => return Err(format!("assertion: {}", unfit.reason())),
         }
         Ok(())
     }
