@@ -10,4 +10,5 @@ pub mod faults;
 pub mod model;
 pub mod mutants;
 pub mod run;
+pub mod witness;
 pub mod work;

@@ -53,6 +53,8 @@ pub struct Choice {
     pub kinds: Option<&'static [Kind]>,
     /// This story instead of faults by chance; on chunks, with three storage nodes and one chain.
     pub case: Option<Case>,
+    /// Each replica is watched by a client that reads nowhere else.
+    pub watchers: bool,
 }
 
 /// Runs a seed.
@@ -123,11 +125,12 @@ async fn story(sim: Sim, seed: u64, choice: Choice) -> Outcome {
     world.boot().await;
     let mut nemesis = Nemesis::new(&world, diet, rng.random());
     let mut outcome = match work {
-        Work::Chunks => on_chunks(&world, &mut nemesis, &mut rng, choice.case).await,
+        Work::Chunks => on_chunks(&world, &mut nemesis, &mut rng, choice).await,
         Work::Names => on_names(&world, &mut nemesis, &mut rng).await,
         Work::Files => on_files(&world, &mut nemesis, &mut rng).await,
     };
     outcome.faults = nemesis.done;
+    outcome.broken.extend(world.witness.wrong());
     world.end();
     outcome
 }
@@ -143,12 +146,8 @@ async fn recover(world: &Arc<World>, broken: &mut Vec<String>) {
     }
 }
 
-async fn on_chunks(
-    world: &Arc<World>,
-    nemesis: &mut Nemesis,
-    rng: &mut StdRng,
-    case: Option<Case>,
-) -> Outcome {
+async fn on_chunks(world: &Arc<World>, nemesis: &mut Nemesis, rng: &mut StdRng, choice: Choice) -> Outcome {
+    let case = choice.case;
     let large = rng.random_bool(0.15);
     let plan = chunks::Plan {
         clients: rng.random_range(1..=4),
@@ -158,6 +157,17 @@ async fn on_chunks(
         pause: Duration::from_millis(rng.random_range(5..300)),
         reads: rng.random_range(2..8),
         cuts: rng.random_bool(0.6) || case.is_some(),
+        watchers: rng.random_bool(0.3) || choice.watchers,
+    };
+    let plan = match case {
+        None => plan,
+        // Something has to be under way all the time.
+        Some(_) => chunks::Plan {
+            operations: rng.random_range(150..400),
+            pause: Duration::from_millis(rng.random_range(2..80)),
+            chunks: rng.random_range(1..=6),
+            ..plan
+        },
     };
     let mut broken = Vec::new();
     let mut clients = chunks::Clients::start(world, plan, rng.random());

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use catena_sim::cases::{self, Case};
+use catena_sim::faults::Kind;
 use catena_sim::mutants;
 use catena_sim::run::{Choice, Outcome, Work, run, run_chosen};
 use parking_lot::Mutex;
@@ -33,7 +34,7 @@ fn all_hold(from: u64, count: u64, run: impl Fn(u64) -> Outcome + Sync) {
 
 #[test]
 fn invariants_hold_whatever_fails() {
-    all_hold(1, 120, run);
+    all_hold(1, 250, run);
 }
 
 #[test]
@@ -50,45 +51,51 @@ fn case(case: Case) {
     });
 }
 
-#[test]
-fn the_tail_commits_then_dies_before_answering() {
-    case(Case::TailCommitsThenDies);
+macro_rules! cases {
+    ($($name:ident: $case:ident;)*) => {
+        $(#[test]
+        fn $name() {
+            case(Case::$case);
+        })*
+
+        #[test]
+        fn every_case_has_a_test() {
+            assert_eq!([$(Case::$case),*], cases::ALL);
+        }
+    };
 }
 
-#[test]
-fn a_predecessor_has_a_lower_chain_version_than_its_successor() {
-    case(Case::PredecessorIsLate);
+cases! {
+    the_tail_commits_then_dies_before_answering: TailCommitsThenDies;
+    a_predecessor_has_a_lower_chain_version_than_its_successor: PredecessorIsLate;
+    chunks_are_cut_and_removed_during_resync: CutsDuringResync;
+    two_failures_in_a_row_while_syncing: TwoFailuresWhileSyncing;
+    the_whole_cluster_loses_power: EverythingLosesPower;
+    the_last_one_that_served_is_lost: LastServingLost;
+    retries_meet_others_than_those_that_knew: RetriesMeetOthers;
+    the_head_is_cut_off: HeadCutOff;
 }
 
+/// What a target had read when its disk failed must not leave it once others have gone on without it: about one run in a thousand of
+/// all, one in a few of these.
 #[test]
-fn chunks_are_cut_and_removed_during_resync() {
-    case(Case::CutsDuringResync);
+fn a_target_that_reports_an_outage_answers_nothing_more() {
+    let failing = Choice {
+        work: Some(Work::Chunks),
+        kinds: Some(&[Kind::DiskError]),
+        watchers: true,
+        ..Choice::default()
+    };
+    all_hold(1, 30, |seed| run_chosen(seed, failing));
 }
 
+/// Those that a few seeds show; `ci/sim --mutants` has all.
 #[test]
-fn two_failures_in_a_row_while_syncing() {
-    case(Case::TwoFailuresWhileSyncing);
-}
-
-#[test]
-fn the_whole_cluster_loses_power() {
-    case(Case::EverythingLosesPower);
-}
-
-#[test]
-fn the_last_one_that_served_is_lost() {
-    case(Case::LastServingLost);
-}
-
-#[test]
-fn every_case_has_a_test() {
-    assert_eq!(cases::ALL.len(), 6);
-}
-
-#[test]
-fn a_broken_rule_is_noticed() {
-    let broken = mutants::all();
-    let sample =
-        broken.iter().find(|mutant| mutant.name.contains("partial write")).expect("it is in the list");
-    assert!((1..40).any(|seed| !sample.run(seed).broken.is_empty()), "{} escaped", sample.name);
+fn broken_rules_are_noticed() {
+    let mutants = mutants::all();
+    let sample = ["1 ", "10 ", "16 ", "19b ", "20 ", "engine: a partial write"];
+    for name in sample {
+        let mutant = mutants.iter().find(|mutant| mutant.name.starts_with(name)).expect("it is in the list");
+        assert!((1..40).any(|seed| !mutant.run(seed).broken.is_empty()), "{} escaped", mutant.name);
+    }
 }

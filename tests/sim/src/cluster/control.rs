@@ -115,12 +115,28 @@ struct Remote {
     directory: Arc<Directory<Mgmtd>>,
     me: PeerId,
     address: String,
+    /// The only storage node whose address it hears of.
+    pinned: Option<u32>,
+}
+
+impl Remote {
+    fn narrow(&self, mut reply: GetRoutingReply) -> GetRoutingReply {
+        let nodes = reply.routing.iter_mut().flat_map(|routing| &mut routing.nodes);
+        for node in nodes.filter(|node| self.pinned.is_some_and(|pinned| pinned != node.id)) {
+            node.data_address.clear();
+        }
+        reply
+    }
 }
 
 macro_rules! forward {
     ($($method:ident($request:ident) -> $reply:ident;)*) => {
         #[async_trait]
         impl MgmtdApi for Remote {
+            async fn get_routing(&self, request: GetRoutingRequest) -> Result<GetRoutingReply, Failure> {
+                let get = move |service: Arc<Mgmtd>| async move { service.get_routing(request).await };
+                self.directory.call(self.me, &self.address, get).await.map(|reply| self.narrow(reply))
+            }
             $(async fn $method(&self, request: $request) -> Result<$reply, Failure> {
                 self.directory
                     .call(self.me, &self.address, move |service| async move { service.$method(request).await })
@@ -133,24 +149,24 @@ macro_rules! forward {
 forward! {
     register(RegisterRequest) -> RegisterReply;
     heartbeat(HeartbeatRequest) -> HeartbeatReply;
-    get_routing(GetRoutingRequest) -> GetRoutingReply;
     create_table(CreateTableRequest) -> CreateTableReply;
     recover_chain(RecoverChainRequest) -> RecoverChainReply;
     extend_client_session(ClientSessionRequest) -> ClientSessionReply;
     list_clients(ListClientsRequest) -> ListClientsReply;
 }
 
-/// A client of the managers at `addresses`, for the process `me`.
+/// A client of the managers at `addresses`, for the process `me`; if it is pinned to a storage node, it hears of no other one's address.
 pub fn managers(
     directory: &Arc<Directory<Mgmtd>>,
     me: PeerId,
     cluster: ClusterId,
     addresses: &[String],
+    pinned: Option<u32>,
 ) -> MgmtdClient {
     let peers = addresses
         .iter()
         .map(|address| {
-            let remote = Remote { directory: directory.clone(), me, address: address.clone() };
+            let remote = Remote { directory: directory.clone(), me, address: address.clone(), pinned };
             (address.clone(), Arc::new(remote) as Arc<dyn MgmtdApi>)
         })
         .collect();

@@ -80,7 +80,7 @@ impl SharedStore {
     }
 
     /// As a checker sees it: at once, without faults.
-    pub fn calm(&self, user: usize) -> Arc<dyn Database> {
+    pub fn truth(&self, user: usize) -> Arc<dyn Database> {
         Arc::new(self.db[user].clone())
     }
 

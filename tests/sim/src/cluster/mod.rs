@@ -30,6 +30,8 @@ use rand::{Rng, SeedableRng};
 use control::Directory;
 use kv::SharedStore;
 
+use crate::witness::Witness;
+
 /// The simulated cluster's identity.
 pub const CLUSTER: ClusterId = ClusterId(0xca7e_4a51);
 pub(crate) const TOKEN: Token = Token([0x51; 32]);
@@ -85,6 +87,8 @@ pub struct Slot {
     pub node: u32,
     /// The process, if it runs.
     pub process: Option<SimProcess>,
+    /// Which start of all that is: a storage service's incarnation.
+    pub start: u64,
     /// It is stopped (`SIGSTOP`).
     pub paused: bool,
     disk: Option<SimDisk>,
@@ -107,6 +111,8 @@ pub struct World {
     exits: tokio::sync::mpsc::UnboundedSender<(u32, u64, String)>,
     starts: Mutex<u64>,
     watch: Mutex<Option<RoutingWatch>>,
+    /// Sees what no process can.
+    pub witness: Arc<Witness>,
 }
 
 impl World {
@@ -115,12 +121,14 @@ impl World {
         let mut rng = StdRng::seed_from_u64(seed);
         let net = MemNetwork::new(rng.random());
         let (exits, mut exited) = tokio::sync::mpsc::unbounded_channel();
+        let store = SharedStore::new(rng.random());
         let world = Arc::new(World {
+            witness: Witness::watch(sim, &store),
             sim: sim.clone(),
             mgmtd: Directory::new(net.clone()),
             meta: Directory::new(net.clone()),
             net,
-            store: SharedStore::new(rng.random()),
+            store,
             shape,
             slots: Mutex::default(),
             rng: Mutex::new(rng),
@@ -164,7 +172,12 @@ impl World {
 
     /// A client of the managers for `me`.
     pub fn mgmtd_client(&self, me: PeerId) -> MgmtdClient {
-        control::managers(&self.mgmtd, me, CLUSTER, &self.managers())
+        self.mgmtd_client_pinned(me, None)
+    }
+
+    /// The same, for a client that is to reach one storage node only.
+    pub fn mgmtd_client_pinned(&self, me: PeerId, pinned: Option<u32>) -> MgmtdClient {
+        control::managers(&self.mgmtd, me, CLUSTER, &self.managers(), pinned)
     }
 
     pub(crate) fn transport(&self, peer: PeerId, incarnation: Incarnation, pool: PoolConfig) -> MemTransport {
@@ -217,9 +230,15 @@ impl World {
         let process = self.sim.process(&format!("node{node}.{start}"));
         let disk = {
             let mut slots = self.slots.lock();
-            let slot =
-                slots.entry(node).or_insert_with(|| Slot { node, process: None, paused: false, disk: None });
+            let slot = slots.entry(node).or_insert_with(|| Slot {
+                node,
+                process: None,
+                start,
+                paused: false,
+                disk: None,
+            });
             slot.process = Some(process.clone());
+            slot.start = start;
             slot.paused = false;
             if node >= STORAGE && slot.disk.is_none() {
                 slot.disk = Some(self.empty_disk());
@@ -265,8 +284,11 @@ impl World {
         }
     }
 
-    fn ended(&self, node: u32, _start: u64) -> bool {
-        let running = self.slots.lock().get(&node).is_some_and(|slot| slot.process.is_some());
+    /// True if that start is the one that runs; it does not any more.
+    fn ended(&self, node: u32, start: u64) -> bool {
+        let slots = self.slots.lock();
+        let running = slots.get(&node).is_some_and(|slot| slot.process.is_some() && slot.start == start);
+        drop(slots);
         if running {
             self.crash(node, Crash::Process);
         }
@@ -303,13 +325,17 @@ impl World {
         self.slots.lock().get(&node)?.disk.clone()
     }
 
-    /// Puts an empty disk in place of a crashed node's.
-    pub fn exchange_disk(&self, node: u32) {
-        let disk = self.empty_disk();
-        if let Some(slot) = self.slots.lock().get_mut(&node) {
-            assert!(slot.process.is_none(), "disks are exchanged while the service is down");
-            slot.disk = Some(disk);
-        }
+    /// Puts an empty disk in place of a crashed node's, which is returned.
+    pub fn exchange_disk(&self, node: u32) -> Option<SimDisk> {
+        self.put_disk(node, Some(self.empty_disk()))
+    }
+
+    /// Puts a disk in place of a crashed node's, which is returned.
+    pub fn put_disk(&self, node: u32, disk: Option<SimDisk>) -> Option<SimDisk> {
+        let mut slots = self.slots.lock();
+        let slot = slots.get_mut(&node)?;
+        assert!(slot.process.is_none(), "disks are exchanged while the service is down");
+        std::mem::replace(&mut slot.disk, disk)
     }
 
     /// Everything runs and every way is open.
@@ -372,17 +398,26 @@ impl World {
             .clone()
     }
 
-    /// Waits until every target serves.
+    /// Waits until every target serves. Only in the life that its service has now: until that has registered, routing information
+    /// still calls the targets of the one before it serving.
     pub async fn full_strength(&self, patience: Duration) -> bool {
         let watch = self.watch();
+        let lives = |node: &NodeId, incarnation: u64| {
+            let slots = self.slots.lock();
+            slots.get(&node.0).is_some_and(|slot| slot.process.is_some() && slot.start == incarnation)
+        };
         let whole = async {
-            let mut routing = watch.current();
             loop {
+                let routing = watch.current();
                 let serving = routing.targets.values().all(|target| target.state == PublicState::Serving);
-                if !routing.tables.is_empty() && serving {
+                let mut storage = routing.nodes.iter().filter(|(node, _)| node.0 >= STORAGE);
+                if !routing.tables.is_empty()
+                    && serving
+                    && storage.all(|(id, node)| lives(id, node.incarnation))
+                {
                     return;
                 }
-                routing = watch.changed(routing.version).await;
+                sleep(Duration::from_millis(20)).await;
             }
         };
         timeout(patience, whole).await.is_ok()
@@ -398,6 +433,7 @@ impl World {
     /// Breaks the cycles between the world and its tasks.
     pub fn end(&self) {
         *self.watch.lock() = None;
+        self.sim.set_witness(None);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use catena_buf::{Buf, PoolConfig};
@@ -27,6 +27,19 @@ const INODE: InodeId = InodeId(0x51);
 /// Cells of a chunk.
 pub const CELLS: u32 = 16;
 
+/// Clients are numbered from here.
+const FIRST: u64 = 0x1_0000;
+
+/// Those that may write, as the network knows them.
+pub fn writers() -> impl Iterator<Item = PeerId> {
+    (0..4).map(|number| PeerId::Client(ClientId(FIRST + number)))
+}
+
+/// Those that only read.
+pub fn readers() -> impl Iterator<Item = PeerId> {
+    (8..16).map(|number| PeerId::Client(ClientId(FIRST + number)))
+}
+
 /// What clients do.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -44,6 +57,9 @@ pub struct Plan {
     pub reads: u32,
     /// Truncates and removes too, not only writes.
     pub cuts: bool,
+    /// Beside them, one client for each of the chain's nodes that reads there and nowhere else: who is the last to hear of something is asked
+    /// too.
+    pub watchers: bool,
 }
 
 /// Calls on each chunk, in the order in which they began.
@@ -55,7 +71,6 @@ pub struct History {
     pub errors: Mutex<Vec<String>>,
     /// What was found wrong on the way.
     pub wrong: Mutex<Vec<String>>,
-    over: AtomicBool,
 }
 
 /// The clients and what they saw.
@@ -104,6 +119,13 @@ impl History {
     }
 }
 
+/// A client, and the storage node that it is pinned to.
+#[derive(Clone, Copy)]
+struct Who {
+    id: u64,
+    pinned: Option<u32>,
+}
+
 /// A client's identity within its process.
 struct Client {
     world: Arc<World>,
@@ -145,10 +167,12 @@ fn stamp_of(bytes: &[u8], cell: u32) -> Result<Stamp, String> {
 }
 
 impl Client {
-    async fn connect(world: &Arc<World>, id: u64, plan: Plan, history: &Arc<History>, seed: u64) -> Client {
+    async fn connect(world: &Arc<World>, who: Who, plan: Plan, history: &Arc<History>, seed: u64) -> Client {
+        let Who { id, pinned } = who;
         let peer = PeerId::Client(ClientId(id));
         let mut rng = StdRng::seed_from_u64(seed);
-        let mgmtd = world.mgmtd_client(peer);
+        let mgmtd = world.mgmtd_client_pinned(peer, pinned);
+        let plan = if pinned.is_some() { Plan { reads: 10, ..plan } } else { plan };
         let session = loop {
             match ClientSession::start(mgmtd.clone(), ClientId(id), "simulated".into()).await {
                 Ok(session) => break session,
@@ -163,8 +187,8 @@ impl Client {
         let options = Options {
             seed: rng.random(),
             deadline: Duration::from_secs(120),
-            write_attempt: Duration::from_secs(4),
-            read_attempt: Duration::from_millis(800),
+            write_attempt: Duration::from_millis([1000, 4000, 8000][rng.random_range(0..3)]),
+            read_attempt: Duration::from_millis([800, 800, 4000][rng.random_range(0..3)]),
             channels: 4,
             ..Options::default()
         };
@@ -175,9 +199,6 @@ impl Client {
 
     async fn run(mut self) {
         for _ in 0..self.plan.operations {
-            if self.history.over.load(Relaxed) {
-                return;
-            }
             let pause = self.rng.random_range(0..=self.plan.pause.as_micros() as u64);
             sleep(Duration::from_micros(pause)).await;
             let index = self.rng.random_range(0..self.plan.chunks);
@@ -300,22 +321,30 @@ impl Clients {
             stamps: AtomicU32::new(0),
             errors: Mutex::default(),
             wrong: Mutex::default(),
-            over: AtomicBool::new(false),
         });
         let mut clients =
             Clients { world: world.clone(), plan, history, processes: Vec::new(), done: Vec::new() };
         for number in 0..plan.clients {
-            clients.one(seed.wrapping_mul(1000) + u64::from(number));
+            clients.one(seed.wrapping_mul(1000) + u64::from(number), None);
+        }
+        if plan.watchers {
+            let routing = world.watch().current();
+            let chain = routing.chains.keys().next().copied().unwrap_or(ChainId(1));
+            for target in routing.targets.values().filter(|target| target.chain == chain) {
+                let node = target.node.0;
+                clients.one(seed.wrapping_mul(1000) + u64::from(node), Some(node));
+            }
         }
         clients
     }
 
-    fn one(&mut self, seed: u64) {
-        let id = 0x1_0000 + self.processes.len() as u64;
+    fn one(&mut self, seed: u64, pinned: Option<u32>) {
+        let id = FIRST + self.processes.len() as u64 + if pinned.is_some() { 8 } else { 0 };
+        let who = Who { id, pinned };
         let process = self.world.sim.process(&format!("client{id}"));
         let (world, plan, history) = (self.world.clone(), self.plan, self.history.clone());
         let run = process.handle().spawn(async move {
-            Client::connect(&world, id, plan, &history, seed).await.run().await;
+            Client::connect(&world, who, plan, &history, seed).await.run().await;
         });
         self.processes.push(process);
         self.done.push(Some(run));
@@ -324,9 +353,9 @@ impl Clients {
     /// One of them dies; another takes its place.
     pub fn replace(&mut self, number: usize, seed: u64) {
         let number = number % self.processes.len();
-        self.world.net.kill(PeerId::Client(ClientId(0x1_0000 + number as u64)));
+        self.world.net.kill(PeerId::Client(ClientId(FIRST + number as u64)));
         self.processes[number].kill();
-        self.one(seed);
+        self.one(seed, None);
     }
 
     /// Waits for all that live. False if they take longer than `patience`.
@@ -341,18 +370,14 @@ impl Clients {
         timeout(patience, all).await.is_ok()
     }
 
-    /// Nothing new is begun.
-    pub fn stop(&self) {
-        self.history.over.store(true, Relaxed);
-    }
-
     /// A last read of every chunk by a new client, so that what was acknowledged has to be there; then a look at every replica. What is
     /// wrong.
     pub async fn last_look(&mut self) -> Vec<String> {
         let (world, plan, history) = (self.world.clone(), self.plan, self.history.clone());
         let process = self.world.sim.process("last look");
         let look = process.handle().spawn(async move {
-            let mut client = Client::connect(&world, 0xffff, plan, &history, 1).await;
+            let who = Who { id: 0xffff, pinned: None };
+            let mut client = Client::connect(&world, who, plan, &history, 1).await;
             for _ in 0..2 {
                 for index in 0..plan.chunks {
                     client.read(index).await;
