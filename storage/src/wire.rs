@@ -33,6 +33,11 @@ pub const DONE: u16 = method::PEER + 20;
 /// [`SpoolHead`] and checksums; one segment: a part of contents that a [`BASE`] or full forward will name. No answer body.
 pub const SPOOL: u16 = method::PEER + 21;
 
+/// Requests that may come twice, late, and after the sender has gone: what is carried out for them is carried out once. Parts of
+/// contents ([`SPOOL`]) are not among them: their memory is given back with their transfer.
+pub const TWICE: [u16; 10] =
+    [method::WRITE, method::READ, CONTROL, FORWARD_HOP1, FORWARD_HOP2, DUMP, DECIDE, BASE, TAGS, DONE];
+
 /// What a control item says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]

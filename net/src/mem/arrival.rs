@@ -21,7 +21,7 @@ impl Link {
     pub async fn arrive(self: &Arc<Self>, request: Request) {
         let host = &self.host;
         // A message that travelled on its own may arrive after all.
-        if host.is_dead() || self.is_severed() {
+        if host.is_dead() || (request.id != 0 && self.is_severed()) {
             return;
         }
         let Request { id, method, body, deadline, data, room, abandoned } = request;

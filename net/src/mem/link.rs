@@ -296,7 +296,7 @@ impl Link {
         drop(into);
     }
 
-    async fn call(&self, call: Call) -> Result<Reply, NetError> {
+    async fn call(self: &Arc<Self>, call: Call) -> Result<Reply, NetError> {
         call.check()?;
         let begun = Instant::now();
         let deadline = begun + call.deadline;
@@ -336,7 +336,7 @@ impl Link {
     }
 
     fn send(
-        &self,
+        self: &Arc<Self>,
         call: Call,
         deadline: Instant,
     ) -> Result<(u64, oneshot::Receiver<Result<Reply, NetError>>), NetError> {
@@ -368,14 +368,33 @@ impl Link {
                 return Ok((id, answered));
             }
         };
-        for (id, at) in first.into_iter().chain(second.map(|at| (0, at))) {
+        if let Some(at) = second {
+            let (body, data, room) = (body.clone(), data.clone(), room.clone());
+            let deadline = deadline + self.network.lateness(from, to);
+            self.come_again(
+                at,
+                Request { id: 0, method, body, deadline, data, room, abandoned: Arc::default() },
+            );
+        }
+        if let Some((id, at)) = first {
             let arrives = if reorders { at } else { at.max(state.last_request) };
             state.last_request = arrives.max(state.last_request);
-            let (body, data, room) = (body.clone(), data.clone(), room.clone());
-            let what = Request { id, method, body, deadline, data, room, abandoned: abandoned.clone() };
+            let what = Request { id, method, body, deadline, data, room, abandoned };
             let _ = self.requests.send(Message { sent, arrives, alone: reorders, what });
         }
         Ok((id, answered))
+    }
+
+    /// The second of two is on its way, by itself.
+    fn come_again(self: &Arc<Self>, at: Instant, request: Request) {
+        let link = self.clone();
+        Process::world().spawn(async move {
+            sleep_until(at).await;
+            if link.network.passable(link.me, link.host.peer(), at).await {
+                let arriving = link.clone();
+                link.host.spawn(async move { arriving.arrive(request).await });
+            }
+        });
     }
 }
 

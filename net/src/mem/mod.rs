@@ -64,6 +64,9 @@ pub struct Weather {
     pub break_ppm: u32,
     /// Of a million requests of the methods in [`MemNetwork::allow_twice`], so many come twice.
     pub twice_ppm: u32,
+    /// The second of two is up to this much later. It comes by a way of its own: neither the end of the first one's connection nor the
+    /// death of its sender holds it up.
+    pub twice_late: Duration,
 }
 
 /// What becomes of a message.
@@ -248,9 +251,18 @@ impl MemNetwork {
                 && state.random() % 1_000_000 < u64::from(weather.twice_ppm)
         };
         match twice.then(|| self.fate(from, to)) {
-            Some(Fate::Arrives(at)) => Some(at),
+            Some(Fate::Arrives(at)) => {
+                let mut state = self.state.lock();
+                let late = state.weather(from, to).twice_late.as_nanos() as u64;
+                let late = if late == 0 { 0 } else { state.random() % late };
+                Some(at + Duration::from_nanos(late))
+            }
             _ => None,
         }
+    }
+
+    fn lateness(&self, from: PeerId, to: PeerId) -> Duration {
+        self.state.lock().weather(from, to).twice_late
     }
 
     /// Until the way is open. False if that took too long.

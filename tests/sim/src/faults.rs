@@ -236,6 +236,7 @@ impl Nemesis {
                     loss_ppm: rng.random_range(0..20_000),
                     break_ppm: rng.random_range(0..20_000),
                     twice_ppm: 100_000,
+                    twice_late: Duration::from_millis([0, 50, 3000][rng.random_range(0..3)]),
                 });
             }
             Late => {

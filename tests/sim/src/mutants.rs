@@ -26,6 +26,8 @@ const POWER: &[Kind] = &[Kind::PowerAll, Kind::PowerStorage, Kind::CrashStorage]
 const RESYNC: &[Kind] = &[Kind::CrashStorage, Kind::PowerStorage, Kind::EmptyDisk, Kind::Weather, Kind::Late];
 const FENCES: &[Kind] =
     &[Kind::CutFromMgmtd, Kind::PauseStorage, Kind::PauseMgmtd, Kind::CrashMgmtd, Kind::Late];
+const OLD: &[Kind] =
+    &[Kind::Weather, Kind::CutFromMgmtd, Kind::CrashStorage, Kind::PowerStorage, Kind::PauseStorage];
 const PRIMARIES: &[Kind] = &[
     Kind::PauseMgmtd,
     Kind::PauseMgmtd,
@@ -72,7 +74,7 @@ pub fn all() -> Vec<Case> {
         story("8 query without chain version", QueryWithoutVersion, Story::HeadCutOff),
         chunks("9 unsynced tail answers queries", UnsyncedTailAnswers, RESYNC),
         service("10 fenced target answers", Work::Chunks, FENCES),
-        story("11 old messages accepted", OldMessagesAccepted, Story::HeadCutOff),
+        chunks("11 old messages accepted", OldMessagesAccepted, OLD),
         chunks("12 pendings kept at session start", PendingsKept, RESYNC),
         story("13 late base overwrites", LateBaseOverwrites, Story::CutsDuringResync),
         chunks("14 replace committed at once", ReplaceCommitted, RESYNC),

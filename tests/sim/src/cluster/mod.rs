@@ -120,6 +120,7 @@ impl World {
     pub fn new(sim: &Sim, seed: u64, shape: Shape) -> Arc<World> {
         let mut rng = StdRng::seed_from_u64(seed);
         let net = MemNetwork::new(rng.random());
+        net.allow_twice(catena_storage::wire::TWICE);
         let (exits, mut exited) = tokio::sync::mpsc::unbounded_channel();
         let store = SharedStore::new(rng.random());
         let world = Arc::new(World {
