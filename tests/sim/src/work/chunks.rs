@@ -137,6 +137,12 @@ struct Client {
     _session: ClientSession,
 }
 
+/// Where the chain's targets are.
+fn nodes(world: &World, chain: ChainId) -> Vec<u32> {
+    let routing = world.watch().current();
+    routing.targets.values().filter(|target| target.chain == chain).map(|target| target.node.0).collect()
+}
+
 fn chunk_size(plan: &Plan) -> u32 {
     (plan.cell * CELLS).next_power_of_two().max(64 << 10)
 }
@@ -328,10 +334,8 @@ impl Clients {
             clients.one(seed.wrapping_mul(1000) + u64::from(number), None);
         }
         if plan.watchers {
-            let routing = world.watch().current();
-            let chain = routing.chains.keys().next().copied().unwrap_or(ChainId(1));
-            for target in routing.targets.values().filter(|target| target.chain == chain) {
-                let node = target.node.0;
+            let chain = world.watch().current().chains.keys().next().copied().unwrap_or(ChainId(1));
+            for node in nodes(world, chain) {
                 clients.one(seed.wrapping_mul(1000) + u64::from(node), Some(node));
             }
         }
@@ -370,17 +374,23 @@ impl Clients {
         timeout(patience, all).await.is_ok()
     }
 
-    /// A last read of every chunk by a new client, so that what was acknowledged has to be there; then a look at every replica. What is
-    /// wrong.
+    /// A last read of every chunk by a new client, and one at every replica by itself, so that what was acknowledged has to be there;
+    /// then a comparison of the replicas. What is wrong.
     pub async fn last_look(&mut self) -> Vec<String> {
         let (world, plan, history) = (self.world.clone(), self.plan, self.history.clone());
         let process = self.world.sim.process("last look");
         let look = process.handle().spawn(async move {
             let who = Who { id: 0xffff, pinned: None };
             let mut client = Client::connect(&world, who, plan, &history, 1).await;
-            for _ in 0..2 {
+            for index in 0..plan.chunks {
+                client.read(index).await;
+            }
+            let nodes = nodes(&world, client.chain);
+            for (number, node) in (1..).zip(nodes) {
+                let who = Who { id: 0xffff + number, pinned: Some(node) };
+                let mut there = Client::connect(&world, who, plan, &history, 1).await;
                 for index in 0..plan.chunks {
-                    client.read(index).await;
+                    there.read(index).await;
                 }
             }
             crate::check::converged(&client.storage).await
