@@ -89,7 +89,9 @@ impl Campaign {
 
     /// What is due for one who is not primary: a look at the record, or the attempt to take it.
     async fn step(&mut self, service: &Service) -> Result<(), StoreError> {
-        let outcome = match self.election.next(service.clock.monotonic()).1 {
+        let action = self.election.next(service.clock.monotonic()).1;
+        let takes = matches!(action, Action::Take { .. });
+        let outcome = match action {
             Action::Look => self.look(service).await,
             Action::Take { watched, record } => self.take(service, watched, record).await,
             Action::Renew { .. } | Action::StepDown => {
@@ -103,7 +105,8 @@ impl Campaign {
                     info!("the mgmtd store answers again");
                 }
             }
-            Err(error) => self.election.failed(service.clock.monotonic(), is_unknown(error)),
+            // Looking writes too (the own number), but not the lease.
+            Err(error) => self.election.failed(service.clock.monotonic(), takes && is_unknown(error)),
         }
         outcome
     }

@@ -133,8 +133,8 @@ impl Election {
         self.took(sent, record);
     }
 
-    /// The store did not do it, or (`unknown`) did not say whether. What was watched may have changed meanwhile, which the next
-    /// transaction finds out.
+    /// The store did not do it, or (`unknown`) did not say whether it has taken the lease. What was watched may have changed meanwhile,
+    /// which the next transaction finds out.
     pub fn failed(&mut self, now: Monotonic, unknown: bool) {
         self.again = now + self.own.lease / 16;
         self.unsure |= unknown && matches!(self.stance, Stance::Watching { .. });

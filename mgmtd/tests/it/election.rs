@@ -144,6 +144,23 @@ async fn the_role_moves_within_two_leases_when_the_primary_is_killed() {
     assert_eq!(silent(routing(&new.service).await), NodeState::Down);
 }
 
+/// A stand-by writes when it looks, and on a busy disk it may not learn whether that has happened. It was no attempt to lead.
+#[tokio::test(start_paused = true)]
+async fn stand_bys_that_once_heard_nothing_from_the_store_take_over_as_soon_as_others() {
+    let db = mem();
+    let [a, b, c] = trio(&db).await;
+    b.set(Way::Deaf);
+    c.set(Way::Deaf);
+    sleep(LEASE).await;
+    b.set(Way::Open);
+    c.set(Way::Open);
+    sleep(LEASE).await;
+    let begin = Instant::now();
+    a.kill();
+    let took = until_primary(&[&b, &c], begin).await;
+    assert!(took < LEASE * 3 / 2, "{took:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stopped_primary_gives_the_role_up_at_once() {
     let db = mem();
