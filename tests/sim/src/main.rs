@@ -31,6 +31,9 @@ struct Arguments {
     /// With --mutants: most seeds for each
     #[arg(long, default_value_t = 2000)]
     most: u64,
+    /// With --mutants: the same seeds with every rule in force, which all have to hold
+    #[arg(long)]
+    control: bool,
     /// Threads
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -118,7 +121,11 @@ fn mutants(arguments: &Arguments) -> ExitCode {
                         if seed >= end || found.lock().as_ref().is_some_and(|(first, _)| *first < seed) {
                             return;
                         }
-                        if let Some(broken) = case.run(seed).broken.into_iter().next() {
+                        let outcome = if arguments.control { case.control(seed) } else { case.run(seed) };
+                        if arguments.control && !outcome.broken.is_empty() {
+                            println!("{} fails at seed {seed}: {}", case.name, outcome.broken.join("; "));
+                        }
+                        if let Some(broken) = outcome.broken.into_iter().next() {
                             let mut found = found.lock();
                             if found.as_ref().is_none_or(|(first, _)| seed < *first) {
                                 *found = Some((seed, broken));
@@ -141,6 +148,7 @@ fn mutants(arguments: &Arguments) -> ExitCode {
                 let invariant = broken.split(':').next().unwrap_or_default();
                 println!("{:<60} {:>6}  {invariant}", case.name, seed - arguments.from + 1);
             }
+            None if arguments.control => println!("{:<60} {:>6}  holds", case.name, arguments.most),
             None => {
                 escaped += 1;
                 println!("{:<60} {:>6}  ESCAPED", case.name, arguments.most);

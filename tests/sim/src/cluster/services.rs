@@ -113,7 +113,7 @@ impl Start {
         let peer = World::peer(self.node);
         let address = World::address(self.node);
         let text = format!(
-            "cluster = '{CLUSTER}'\ntoken = '{}'\nlisten = 'node{}:1'\nnode = {}\nmgmtd = ['unused:1']\n[store]\nkind = 'mem'\n[layout]\nstripe = 1\nchunk_size = 65536\n[reclaim]\ninterval = '500ms'\n",
+            "cluster = '{CLUSTER}'\ntoken = '{}'\nlisten = 'node{}:1'\nnode = {}\nmgmtd = ['unused:1']\n[store]\nkind = 'mem'\n[layout]\nstripe = 1\nchunk_size = 65536\n[reclaim]\ninterval = '500ms'\nsessions = '5s'\n",
             TOKEN.to_hex(),
             self.node,
             self.node,
