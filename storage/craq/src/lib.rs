@@ -32,7 +32,7 @@ pub mod mutant;
 #[allow(dead_code)]
 mod mutant;
 
-pub use effect::{Effect, Fenced, Outcome, ReadAt, ReadDecision, ReadId, Refusal, RequestId};
+pub use effect::{Effect, Fenced, Outcome, ReadAt, ReadDecision, ReadId, Refusal, RequestId, Unfit};
 pub use message::{Forward, Msg};
 pub use replica::{Replica, Restored};
 pub use resync::{ChunkSummary, Decision, DumpEntry, Install, SyncProgress, decide};

@@ -38,25 +38,28 @@ const PRIMARIES: &[Kind] = &[
 ];
 const STORE: &[Kind] = &[Kind::Store, Kind::Meta, Kind::CrashMgmtd, Kind::PauseMgmtd];
 
+/// Under these kinds of fault, or in this story, with a reader at every replica.
+fn biased(work: Work, kinds: Option<&'static [Kind]>, case: Option<Story>) -> Choice {
+    Choice { work: Some(work), kinds, case, watchers: true }
+}
+
 fn chunks(name: &'static str, mutant: Mutant, kinds: &'static [Kind]) -> Case {
-    let choice = Choice { work: Some(Work::Chunks), kinds: Some(kinds), watchers: true, ..Choice::default() };
+    let choice = biased(Work::Chunks, Some(kinds), None);
     Case { name, breaks: Breaks::Replication(mutant), choice }
 }
 
 fn story(name: &'static str, mutant: Mutant, story: Story) -> Case {
-    let choice = Choice { work: Some(Work::Chunks), case: Some(story), watchers: true, ..Choice::default() };
+    let choice = biased(Work::Chunks, None, Some(story));
     Case { name, breaks: Breaks::Replication(mutant), choice }
 }
 
-/// A switch's name begins with what the table calls it.
+/// A switch's name is what the table calls it.
 fn service(name: &'static str, work: Work, kinds: &'static [Kind]) -> Case {
-    let choice = Choice { work: Some(work), kinds: Some(kinds), watchers: true, ..Choice::default() };
-    Case { name, breaks: Breaks::Service(name), choice }
+    Case { name, breaks: Breaks::Service(name), choice: biased(work, Some(kinds), None) }
 }
 
 fn service_in(name: &'static str, story: Story) -> Case {
-    let choice = Choice { work: Some(Work::Chunks), case: Some(story), watchers: true, ..Choice::default() };
-    Case { name, breaks: Breaks::Service(name), choice }
+    Case { name, breaks: Breaks::Service(name), choice: biased(Work::Chunks, None, Some(story)) }
 }
 
 /// All of them, by the numbers of the replication rules' list first.
