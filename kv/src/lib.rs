@@ -26,6 +26,7 @@
 //! ```
 
 mod atomic;
+pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod database;
@@ -40,6 +41,7 @@ mod subspace;
 mod versionstamp;
 
 pub use atomic::Atomic;
+pub use config::{FdbConfig, StoreConfig};
 pub use database::{BoxFuture, Database, Isolation, Transaction, Tx, TxOptions};
 pub use error::KvError;
 pub use limits::{KEY_LIMIT, TRANSACTION_AGE, TRANSACTION_LIMIT, USER_KEY_END, VALUE_LIMIT};

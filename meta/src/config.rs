@@ -1,8 +1,8 @@
 //! What an operator says about one metadata service, and the errors that name the key which is wrong.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
+use catena_kv::StoreConfig;
 use catena_proto::ids::{ClusterId, NodeId, TableId};
 use catena_proto::layout::{DEFAULT_CHUNK_SIZE, check_chunk_size};
 use catena_proto::token::Token;
@@ -36,7 +36,7 @@ pub struct Config {
     pub metrics: Option<String>,
     /// The key-value store; opened by the CLI and handed to [`crate::start`].
     #[serde(default)]
-    pub store: Store,
+    pub store: StoreConfig,
     /// The root directory of a new file system.
     #[serde(default)]
     pub root: Root,
@@ -55,25 +55,6 @@ pub struct Config {
     /// Read by the CLI.
     #[serde(default)]
     pub log: Option<toml::Value>,
-}
-
-/// The key-value store.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Store {
-    /// One directory on this machine.
-    Embedded {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// A key-value service, which several services share: `catena serve kv`.
-    Remote {
-        /// Its gRPC address, `host:port`.
-        address: String,
-    },
-    /// In memory, gone when the process ends: tests only.
-    #[default]
-    Mem,
 }
 
 /// The root directory of a new file system.
@@ -183,11 +164,7 @@ impl Config {
         if let Some(address) = self.mgmtd.iter().find(|address| !has_port(address)) {
             return bad("mgmtd", format!("{address:?} is not host:port"));
         }
-        if let Store::Remote { address } = &self.store
-            && !has_port(address)
-        {
-            return bad("store.address", format!("{address:?} is not host:port"));
-        }
+        self.store.validate().or_else(|(key, what)| bad(key, what))?;
         if self.root.mode > 0o7777 {
             return bad("root.mode", format!("{:#o} has bits beyond 0o7777", self.root.mode));
         }
@@ -277,7 +254,7 @@ mod tests {
         assert_eq!(config.root, Root::default());
         assert_eq!(config.layout, LayoutDefaults::default());
         assert_eq!(config.reclaim, Reclaim::default());
-        assert_eq!(config.store, Store::Embedded { path: "/var/lib/catena/meta".into() });
+        assert_eq!(config.store, StoreConfig::Embedded { path: "/var/lib/catena/meta".into() });
     }
 
     #[test]
@@ -301,7 +278,7 @@ mod tests {
         assert_eq!(key(|c| c.node = 0), "node");
         assert_eq!(key(|c| c.listen = "nowhere".into()), "listen");
         assert_eq!(key(|c| c.mgmtd.clear()), "mgmtd");
-        assert_eq!(key(|c| c.store = Store::Remote { address: ":7300".into() }), "store.address");
+        assert_eq!(key(|c| c.store = StoreConfig::Remote { address: ":7300".into() }), "store.address");
         assert_eq!(key(|c| c.root.mode = 0o10000), "root.mode");
         assert_eq!(key(|c| c.layout.chunk_size = 1_000_000), "layout.chunk_size");
         assert_eq!(key(|c| c.layout.stripe = 0), "layout.stripe");

@@ -1,8 +1,8 @@
 //! What an operator says about mgmtd, and the errors that name the key which is wrong.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
+use catena_kv::StoreConfig;
 use catena_proto::ids::ClusterId;
 use catena_proto::token::Token;
 use serde::de::Error as _;
@@ -39,36 +39,10 @@ pub struct Config {
     pub client_lease: Duration,
     /// The key-value store; opened by the CLI and handed to [`crate::start`].
     #[serde(default)]
-    pub store: Store,
+    pub store: StoreConfig,
     /// Read by the CLI.
     #[serde(default)]
     pub log: Option<toml::Value>,
-}
-
-/// The key-value store.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Store {
-    /// One directory on this machine.
-    Embedded {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// A key-value service, which several services share: `catena serve kv`.
-    Remote {
-        /// Its gRPC address, `host:port`.
-        address: String,
-    },
-    /// In memory, gone when the process ends: tests only.
-    #[default]
-    Mem,
-}
-
-impl Store {
-    /// Whether no other process can be using it. A restarted mgmtd then need not wait for the lease of the one that it replaces.
-    pub fn is_exclusive(&self) -> bool {
-        matches!(self, Store::Embedded { .. })
-    }
 }
 
 /// A configuration that cannot be used; names the key.
@@ -96,11 +70,7 @@ impl Config {
                 return bad(key, format!("{address:?} is not host:port"));
             }
         }
-        if let Store::Remote { address } = &self.store
-            && !has_port(address)
-        {
-            return bad("store.address", format!("{address:?} is not host:port"));
-        }
+        self.store.validate().or_else(|(key, what)| bad(key, what))?;
         for (key, lease) in [("lease", self.lease), ("client_lease", self.client_lease)] {
             if !LEASES.contains(&lease) {
                 return bad(key, format!("{lease:?} is outside {:?}..{:?}", LEASES.start(), LEASES.end()));
@@ -165,7 +135,7 @@ mod tests {
         let config = parse(EXAMPLE).unwrap();
         config.validate().unwrap();
         assert_eq!(config.lease, Duration::from_secs(10));
-        assert_eq!(config.store, Store::Embedded { path: "/var/lib/catena/mgmtd".into() });
+        assert_eq!(config.store, StoreConfig::Embedded { path: "/var/lib/catena/mgmtd".into() });
     }
 
     #[test]
@@ -187,7 +157,10 @@ mod tests {
         assert_eq!(key(|config| config.node = 0), "node");
         assert_eq!(key(|config| config.listen = "nowhere".into()), "listen");
         assert_eq!(key(|config| config.advertise = Some(":1".into())), "advertise");
-        assert_eq!(key(|config| config.store = Store::Remote { address: "kv".into() }), "store.address");
+        assert_eq!(
+            key(|config| config.store = StoreConfig::Remote { address: "kv".into() }),
+            "store.address"
+        );
         assert_eq!(key(|config| config.lease = Duration::from_millis(1)), "lease");
         assert_eq!(key(|config| config.client_lease = Duration::from_secs(3600)), "client_lease");
     }

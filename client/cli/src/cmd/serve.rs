@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use catena_buf::{BufPool, PoolConfig};
 use catena_kv::local::Store;
-use catena_kv::{Database, MemDatabase};
+use catena_kv::{Database, MemDatabase, StoreConfig};
 use catena_kv_embedded::{EmbeddedDatabase, Options};
-use catena_kv_remote::{GrpcKv, RemoteDatabase};
 use catena_net::tcp::TcpTransport;
 use catena_net::{Identity, PeerId, Transport};
 use catena_proto::ids::{ClusterId, Incarnation, NodeId};
-use catena_proto::rpc::ClientAuth;
 use catena_proto::token::Token;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -47,11 +45,7 @@ async fn mgmtd(args: &ServeArgs) -> Result<()> {
     logging::for_service(&loaded.log)?;
     let config = loaded.config;
     let endpoint = bind_metrics(config.metrics.as_deref()).await?;
-    let db: Arc<dyn Database> = match &config.store {
-        catena_mgmtd::config::Store::Embedded { path } => Arc::new(open(path)?),
-        catena_mgmtd::config::Store::Remote { address } => connect(address, config.cluster, &config.token)?,
-        catena_mgmtd::config::Store::Mem => Arc::new(MemDatabase::new()),
-    };
+    let db = open_store(&config.store, config.cluster, &config.token)?;
     let env = catena_mgmtd::Env { clock: Arc::new(SystemClock::new()), seed: rand::random() };
     let mut end = End::new(args)?;
     let Some(running) = end.unless(catena_mgmtd::start(config, env, db)).await? else { return Ok(()) };
@@ -68,11 +62,7 @@ async fn meta(args: &ServeArgs) -> Result<()> {
     logging::for_service(&loaded.log)?;
     let config = loaded.config;
     let endpoint = bind_metrics(config.metrics.as_deref()).await?;
-    let db: Arc<dyn Database> = match &config.store {
-        catena_meta::config::Store::Embedded { path } => Arc::new(open(path)?),
-        catena_meta::config::Store::Remote { address } => connect(address, config.cluster, &config.token)?,
-        catena_meta::config::Store::Mem => Arc::new(MemDatabase::new()),
-    };
+    let db = open_store(&config.store, config.cluster, &config.token)?;
     let env = catena_meta::Env { clock: Arc::new(SystemClock::new()), seed: rand::random() };
     let identity = Identity {
         cluster: config.cluster,
@@ -162,10 +152,9 @@ fn open(path: &std::path::Path) -> Result<EmbeddedDatabase> {
     EmbeddedDatabase::open(path, Options::default()).map_err(|error| Failure::failed(error.to_string()))
 }
 
-/// The store behind a key-value service. Nothing is connected yet.
-fn connect(address: &str, cluster: ClusterId, token: &Token) -> Result<Arc<dyn Database>> {
-    let api = GrpcKv::new(address, ClientAuth::new(cluster, token))?;
-    Ok(Arc::new(RemoteDatabase::new(Arc::new(api), catena_kv_remote::Options::new(address))))
+/// The store of mgmtd or meta.
+fn open_store(store: &StoreConfig, cluster: ClusterId, token: &Token) -> Result<Arc<dyn Database>> {
+    catena_kv_open::open(store, cluster, token).map_err(|error| Failure::failed(error.to_string()))
 }
 
 fn registry() -> Registry {

@@ -1,0 +1,1 @@
+//! FoundationDB as a [`catena_kv::Database`].
