@@ -32,7 +32,7 @@ pub mod conformance;
 mod database;
 mod error;
 pub mod fault;
-mod limits;
+pub mod limits;
 pub mod local;
 pub mod mem;
 mod range;

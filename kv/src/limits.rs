@@ -16,7 +16,7 @@ pub const TRANSACTION_AGE: Duration = Duration::from_secs(5);
 pub const USER_KEY_END: &[u8] = b"\xff";
 
 /// Checks a key about to be written.
-pub(crate) fn check_key(key: &[u8]) -> Result<(), KvError> {
+pub fn check_key(key: &[u8]) -> Result<(), KvError> {
     if key >= USER_KEY_END {
         return Err(KvError::KeyOutsideRange);
     }
@@ -27,7 +27,7 @@ pub(crate) fn check_key(key: &[u8]) -> Result<(), KvError> {
 }
 
 /// Checks a range about to be read, cleared or declared. One byte more than a key is allowed, for the key after the longest.
-pub(crate) fn check_range(begin: &[u8], end: &[u8]) -> Result<(), KvError> {
+pub fn check_range(begin: &[u8], end: &[u8]) -> Result<(), KvError> {
     if begin > end {
         return Err(KvError::InvertedRange);
     }
@@ -41,7 +41,7 @@ pub(crate) fn check_range(begin: &[u8], end: &[u8]) -> Result<(), KvError> {
 }
 
 /// Checks a value about to be written.
-pub(crate) fn check_value(value: &[u8]) -> Result<(), KvError> {
+pub fn check_value(value: &[u8]) -> Result<(), KvError> {
     if value.len() > VALUE_LIMIT {
         return Err(KvError::ValueTooLarge(value.len()));
     }
@@ -49,7 +49,7 @@ pub(crate) fn check_value(value: &[u8]) -> Result<(), KvError> {
 }
 
 /// Checks that a versionstamp fits into `length` bytes at `offset`.
-pub(crate) fn check_stamp(offset: usize, length: usize) -> Result<(), KvError> {
+pub fn check_stamp(offset: usize, length: usize) -> Result<(), KvError> {
     match offset.checked_add(VERSIONSTAMP_LEN) {
         Some(end) if end <= length => Ok(()),
         _ => Err(KvError::BadVersionstampOffset { offset, length }),

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catena_kv::MemDatabase;
 use catena_kv::fault::{Fault, Faulty, Hook, Point};
+use catena_kv_testing::{database, rounds};
 use catena_proto::pb;
 use catena_proto::pb::FileType;
 use catena_proto::status::Status;
@@ -28,7 +28,7 @@ fn delays(seed: u64) -> Hook {
 }
 
 async fn slow_world(seed: u64) -> World {
-    let db = Faulty::new(Arc::new(MemDatabase::new()), delays(seed));
+    let db = Faulty::new(database(), delays(seed));
     World::on(Arc::new(db)).await
 }
 
@@ -71,7 +71,7 @@ fn is_linearizable(events: &[Event], model: &Model, done: u32, tried: &mut BTree
 
 #[tokio::test(start_paused = true)]
 async fn histories_are_linearizable() {
-    for seed in 0..150 {
+    for seed in 0..rounds(150) {
         let world = slow_world(seed).await;
         let start = Instant::now();
         let clients = (0..4).map(|client| {
@@ -145,7 +145,7 @@ async fn creations_in_one_directory_do_not_conflict() {
 
 #[tokio::test(start_paused = true)]
 async fn two_renames_never_make_a_loop() {
-    for seed in 0..50 {
+    for seed in 0..rounds(50) {
         let world = slow_world(seed).await;
         for path in ["/a", "/b", "/a/x", "/b/y"] {
             perform(&world, world.root(), &Op::Mkdir(path.into(), 0o755)).await;
@@ -164,7 +164,7 @@ async fn two_renames_never_make_a_loop() {
 
 #[tokio::test(start_paused = true)]
 async fn a_directory_is_removed_or_gets_a_file_but_not_both() {
-    for seed in 0..50 {
+    for seed in 0..rounds(50) {
         let world = slow_world(seed).await;
         perform(&world, world.root(), &Op::Mkdir("/d".into(), 0o755)).await;
         let create = async { perform(&world, world.root(), &Op::Create("/d/f".into(), 0o644, true)).await };
@@ -184,7 +184,7 @@ async fn a_directory_is_removed_or_gets_a_file_but_not_both() {
 
 #[tokio::test(start_paused = true)]
 async fn one_of_many_exclusive_creations_wins() {
-    for seed in 0..20 {
+    for seed in 0..rounds(20) {
         let world = slow_world(seed).await;
         let creations = (0..8).map(|client| {
             let world = world.another(100 + client);
@@ -199,7 +199,7 @@ async fn one_of_many_exclusive_creations_wins() {
 
 #[tokio::test(start_paused = true)]
 async fn writers_that_close_while_the_file_is_removed_leave_nothing() {
-    for seed in 0..40 {
+    for seed in 0..rounds(40) {
         let world = slow_world(seed).await;
         let mut closes = Vec::new();
         for writer in 0..3_u8 {
@@ -232,7 +232,7 @@ async fn writers_that_close_while_the_file_is_removed_leave_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn one_request_sent_to_two_services_at_once_is_carried_out_once() {
-    for seed in 0..30 {
+    for seed in 0..rounds(30) {
         let world = slow_world(seed).await;
         perform(&world, world.root(), &Op::Mkdir("/d".into(), 0o755)).await;
         perform(&world, world.root(), &Op::Create("/d/f".into(), 0o644, true)).await;

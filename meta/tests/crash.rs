@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use catena_kv::KvError;
 use catena_kv::fault::{Fault, Faulty, Point};
-use catena_kv::{KvError, MemDatabase};
+use catena_kv_testing::database;
 use catena_meta::{Chunks, Extent, MemChunks, Parts, Service};
 use catena_proto::ids::{ChainId, ChunkId, InodeId};
 use catena_proto::pb;
@@ -247,7 +248,7 @@ async fn reclaim_survives_a_crash_after_any_call() {
 async fn a_removed_tree_goes_although_the_store_stops_after_any_commit() {
     let mut commits = 0;
     loop {
-        let db = Arc::new(Faulty::new(Arc::new(MemDatabase::new()), Box::new(|_| None)));
+        let db = Arc::new(Faulty::new(database(), Box::new(|_| None)));
         let world = World::on(db.clone()).await;
         for path in ["/t", "/t/a", "/t/a/b", "/t/c", "/t/c/d"] {
             let request =

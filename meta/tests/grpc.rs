@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use catena_kv::{Database, MemDatabase};
+use catena_kv::Database;
+use catena_kv_testing::database;
 use catena_meta::{Config, EXAMPLE, Env, MemChunks, Running, start_with};
 use catena_meta_client::{
     Credentials, MetaClient, OpenFlags, Options, Place, Servers, SetAttr, Settle, XattrMode,
@@ -34,13 +35,7 @@ impl Cluster {
         let mut config: Config = toml::from_str(EXAMPLE).expect("the example");
         config.listen = "127.0.0.1:0".into();
         let clock = Arc::new(Ticks::new());
-        Cluster {
-            db: Arc::new(MemDatabase::new()),
-            chunks: Arc::new(MemChunks::new()),
-            routing,
-            config,
-            clock,
-        }
+        Cluster { db: database(), chunks: Arc::new(MemChunks::new()), routing, config, clock }
     }
 
     async fn start(&self, seed: u64) -> Running {

@@ -4,8 +4,9 @@ mod common;
 
 use std::sync::Arc;
 
+use catena_kv::Database;
 use catena_kv::fault::{Chances, Faulty, random};
-use catena_kv::{Database, MemDatabase};
+use catena_kv_testing::{database, rounds};
 use common::World;
 use common::model::{Answer, Generator, Model, Op, perform, tree};
 use rand::Rng;
@@ -56,17 +57,17 @@ async fn run(seed: u64, steps: usize, db: Arc<dyn Database>, calm: impl Fn()) {
 
 #[tokio::test(start_paused = true)]
 async fn every_answer_is_the_reference_s() {
-    for seed in 0..60 {
-        run(seed, 400, Arc::new(MemDatabase::new()), || ()).await;
+    for seed in 0..rounds(60) {
+        run(seed, 400, database(), || ()).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_fails_half_of_the_time_changes_no_answer() {
-    for seed in 0..40 {
+    for seed in 0..rounds(40) {
         let chances =
             Chances { conflict: 100, unknown_applied: 150, unknown_lost: 100, too_old: 20, unavailable: 20 };
-        let db = Arc::new(Faulty::new(Arc::new(MemDatabase::new()), random(seed, chances)));
+        let db = Arc::new(Faulty::new(database(), random(seed, chances)));
         run(seed, 150, db.clone(), || db.set_hook(Box::new(|_| None))).await;
     }
 }

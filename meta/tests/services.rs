@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use catena_kv::Database;
 use catena_kv::fault::{Chances, Faulty, random};
-use catena_kv::{Database, MemDatabase};
+use catena_kv_testing::{database, rounds};
 use catena_meta::Service;
 use catena_meta_client::{Connector, Credentials, Endpoint, MetaClient, Options, Servers};
 use catena_proto::ids::ClientId;
@@ -150,7 +151,7 @@ async fn perform(meta: &MetaClient, who: &Credentials, op: &Op) -> Answer {
 async fn run(seed: u64, steps: usize) {
     let chances =
         Chances { conflict: 30, unknown_applied: 60, unknown_lost: 40, too_old: 10, unavailable: 10 };
-    let db = Arc::new(Faulty::new(Arc::new(MemDatabase::new()), random(seed, chances)));
+    let db = Arc::new(Faulty::new(database(), random(seed, chances)));
     let net = Net::new(db.clone(), 3, seed, 8).await;
     let meta = net.client(Options { seed: Some(seed), ..Options::default() });
     let (mut model, mut random) = (Model::default(), Generator::new(seed, 4));
@@ -178,14 +179,14 @@ async fn run(seed: u64, steps: usize) {
 
 #[tokio::test(start_paused = true)]
 async fn no_failure_of_a_service_or_of_the_network_reaches_the_application() {
-    for seed in 0..40 {
+    for seed in 0..rounds(40) {
         run(seed, 60).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_service_that_stands_still_is_left_in_seconds_and_not_asked_first_again() {
-    let net = Net::new(Arc::new(MemDatabase::new()), 2, 1, 0).await;
+    let net = Net::new(database(), 2, 1, 0).await;
     let meta = net.client(Options { seed: Some(1), ..Options::default() });
     let who = Credentials::root();
     let root = Op::Stat("/".into(), true);

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use catena_kv::{Database, MemDatabase};
+use catena_kv::Database;
+use catena_kv_testing::database;
 use catena_meta::{Chunks, MemChunks, Parts, Service, Settings};
 use catena_mgmtd_client::{RoutingSetter, RoutingWatch};
 use catena_proto::clock::{Clock, Monotonic, Timestamp};
@@ -85,7 +86,7 @@ pub fn settings() -> Settings {
 impl World {
     /// A new file system.
     pub async fn new() -> World {
-        World::on(Arc::new(MemDatabase::new())).await
+        World::on(database()).await
     }
 
     /// A file system on a given store.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use catena_kv::{Database, MemDatabase};
+use catena_kv::Database;
+use catena_kv_testing::database;
 use catena_mgmtd::Service;
 use catena_mgmtd_client::{
     CallOptions, ClientSession, HeartbeatOptions, Heartbeats, MgmtdApi, MgmtdClient, Report, RoutingWatch,
@@ -21,7 +22,7 @@ struct Trio {
 }
 
 async fn trio() -> Trio {
-    let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
+    let db: Arc<dyn Database> = database();
     let (mut services, mut runs, mut peers) = (Vec::new(), Vec::new(), Vec::new());
     for node in 100..103 {
         let parts = several(db.clone(), node, node.into());

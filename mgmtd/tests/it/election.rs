@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use catena_kv::Database;
 use catena_kv::fault::{Chances, Fault, Faulty, Point, random};
-use catena_kv::{Database, MemDatabase};
+use catena_kv_testing::database;
 use catena_mgmtd::{Parts, Service};
 use catena_proto::clock::{Clock, Monotonic, Timestamp};
 use catena_proto::pb::*;
@@ -64,7 +65,7 @@ impl One {
 }
 
 fn mem() -> Arc<dyn Database> {
-    Arc::new(MemDatabase::new())
+    database()
 }
 
 async fn trio(db: &Arc<dyn Database>) -> [One; 3] {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catena_kv::{Database, MemDatabase};
+use catena_kv::Database;
+use catena_kv_testing::database;
 use catena_mgmtd::{Config, Env, Running, StartError, start};
 use catena_mgmtd_client::{
     CallOptions, ClientSession, HeartbeatOptions, Heartbeats, MgmtdClient, Report, RoutingWatch, WatchOptions,
@@ -123,7 +124,7 @@ fn all_serve(info: &RoutingInfo) -> bool {
 
 #[tokio::test]
 async fn a_cluster_lives_through_a_failure_a_restart_of_everything_and_a_stop() {
-    let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
+    let db: Arc<dyn Database> = database();
     let running = mgmtd(&db, "127.0.0.1:0", 1).await;
     let address = running.control_address().to_string();
     let client = client(&address);
@@ -206,7 +207,7 @@ async fn a_cluster_lives_through_a_failure_a_restart_of_everything_and_a_stop() 
 
 #[tokio::test]
 async fn a_port_in_use_is_refused_before_anything_is_touched() {
-    let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
+    let db: Arc<dyn Database> = database();
     let running = mgmtd(&db, "127.0.0.1:0", 1).await;
     let address = running.control_address().to_string();
     let env = Env { clock: TokioClock::shared(), seed: 2 };
@@ -218,7 +219,7 @@ async fn a_port_in_use_is_refused_before_anything_is_touched() {
 
 #[tokio::test]
 async fn a_mgmtd_cannot_take_the_number_of_a_storage_service() {
-    let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
+    let db: Arc<dyn Database> = database();
     let running = mgmtd(&db, "127.0.0.1:0", 1).await;
     client(&running.control_address().to_string()).register(storage(3, 10)).await.unwrap();
     running.stop().await;
@@ -230,7 +231,7 @@ async fn a_mgmtd_cannot_take_the_number_of_a_storage_service() {
 
 #[tokio::test]
 async fn three_on_one_store_are_found_through_any_and_lost_one_after_the_other() {
-    let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
+    let db: Arc<dyn Database> = database();
     let start_one = async |node: u32| {
         let mut config = config("127.0.0.1:0");
         (config.node, config.lease) = (node, Duration::from_secs(2));

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use catena_kv::fault::{Fault, Faulty, Point};
-use catena_kv::{Database, KvError, MemDatabase};
+use catena_kv::{Database, KvError};
+use catena_kv_testing::database;
 use catena_mgmtd::Service;
 use catena_mgmtd::store::StoreError;
 use catena_proto::ids::ClusterId;
@@ -16,7 +17,7 @@ use parking_lot::Mutex;
 use crate::parts::*;
 
 fn mem() -> Arc<dyn Database> {
-    Arc::new(MemDatabase::new())
+    database()
 }
 
 #[tokio::test(start_paused = true)]

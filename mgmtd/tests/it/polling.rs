@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use catena_kv::{Database, MemDatabase};
+use catena_kv::Database;
+use catena_kv_testing::database;
 use catena_mgmtd::Service;
 use catena_proto::pb::*;
 use catena_proto::routing::wide_bytes;
@@ -13,7 +14,7 @@ use catena_rt::time::{Instant, sleep};
 use crate::parts::*;
 
 async fn three() -> Arc<Service> {
-    let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
+    let db: Arc<dyn Database> = database();
     let service = open(&db, 1).await;
     for node in 1..=3 {
         register(&service, storage(node, 10)).await;
@@ -95,7 +96,7 @@ async fn requests_for_another_cluster_are_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_held_registration_is_answered_when_the_others_arrive() {
-    let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
+    let db: Arc<dyn Database> = database();
     let first = open(&db, 1).await;
     for node in 1..=3 {
         register(&first, storage(node, 10)).await;

@@ -1,0 +1,71 @@
+//! FoundationDB's client in this process: the library, and the one thread on which its network runs. Started by whoever opens a database
+//! first, stopped when the process exits.
+
+#![allow(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use foundationdb::api::{FdbApiBuilder, NetworkStop, get_max_api_version};
+use foundationdb::options::NetworkOption;
+use parking_lot::Mutex;
+
+use crate::error::OpenError;
+
+/// What [`start`] came to; the client can be started once in a process.
+static STARTED: Mutex<Option<Result<(), OpenError>>> = Mutex::new(None);
+/// What has to be stopped.
+static RUNNING: Mutex<Option<(NetworkStop, JoinHandle<()>)>> = Mutex::new(None);
+
+/// Where FoundationDB's client writes its trace files, if anywhere: its environment variable, so that no configuration of Catena's is needed
+/// for what only a hunt for a fault needs.
+const TRACE: &str = "CATENA_FDB_TRACE";
+
+/// Loads `library` and starts the network, unless that is done already.
+pub(crate) fn start(library: Option<&Path>) -> Result<(), OpenError> {
+    // A library that could not be loaded may be there at the next try; a network that did not start will not.
+    foundationdb_sys::load(library)?;
+    STARTED.lock().get_or_insert_with(boot).clone()
+}
+
+fn boot() -> Result<(), OpenError> {
+    let found = get_max_api_version();
+    if found < foundationdb_sys::FDB_API_VERSION as i32 {
+        return Err(OpenError::Version { found });
+    }
+    let mut network = FdbApiBuilder::default().build()?;
+    if let Some(directory) = std::env::var_os(TRACE).map(PathBuf::from) {
+        network = network.set_option(NetworkOption::TraceEnable(directory.display().to_string()))?;
+    }
+    // Signals are this program's.
+    network = network.set_option(NetworkOption::DisableClientStatisticsLogging)?;
+    let (runner, wait) = network.build()?;
+    let thread = std::thread::Builder::new().name("fdb-network".into()).spawn(move || {
+        // SAFETY: `stop` runs before the process exits, see below.
+        if let Err(error) = unsafe { runner.run() } {
+            tracing::error!(%error, "FoundationDB's network has ended");
+        }
+    });
+    let thread = thread.map_err(|error| OpenError::Client {
+        code: 0,
+        message: format!("no thread for its network: {error}"),
+    })?;
+    *RUNNING.lock() = Some((wait.wait(), thread));
+    // SAFETY: `stop` does not unwind. Handlers run in reverse order: this one before the destructors that the library registered when it was
+    // loaded, which must not run while its network does.
+    if unsafe { libc::atexit(stop) } != 0 {
+        tracing::warn!(
+            "FoundationDB's network will not be stopped at exit: no room for another exit handler"
+        );
+    }
+    Ok(())
+}
+
+/// Stops the network and waits for its thread.
+extern "C" fn stop() {
+    let Some((network, thread)) = RUNNING.lock().take() else { return };
+    // `exit` can be called on the network's own thread only by the library itself; waiting for oneself would be for ever.
+    if thread.thread().id() != std::thread::current().id() && network.stop().is_ok() {
+        let _ = thread.join();
+    }
+}
