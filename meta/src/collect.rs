@@ -8,7 +8,7 @@ use catena_proto::clock::Monotonic;
 use std::sync::Arc;
 
 use crate::error::OpError;
-use crate::run::{current_period, failure, transact};
+use crate::run::{current_period, failure, put_period, transact};
 use crate::schema::key;
 use crate::service::Service;
 
@@ -19,7 +19,7 @@ impl Service {
     /// One look at the period: `seen` is what was seen before and since when.
     pub(crate) async fn turn_period(&self, seen: &mut Option<(u32, Monotonic)>) -> Result<(), OpError> {
         let now = self.run.cx.clock.monotonic();
-        let period = transact!(self.run, |tx| { current_period(tx).await })?;
+        let period = transact!(self.run, |tx| { current_period(tx, 0).await })?;
         let since = match *seen {
             Some((known, since)) if known == period => since,
             _ => {
@@ -32,8 +32,8 @@ impl Service {
         }
         transact!(self.run, |tx| {
             // Someone else may have been faster, or this very transaction before.
-            if current_period(tx).await? == period {
-                tx.set(key::period(), i64::from(period.wrapping_add(1)).to_le_bytes().to_vec().into());
+            if current_period(tx, 0).await? == period {
+                put_period(tx, period.wrapping_add(1));
             }
             Ok(())
         })?;

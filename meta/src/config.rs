@@ -49,6 +49,9 @@ pub struct Config {
     /// Memory of requests.
     #[serde(default)]
     pub requests: Requests,
+    /// How new answers are.
+    #[serde(default)]
+    pub reads: Reads,
     /// Operations slower than this are logged.
     #[serde(default = "default_slow", deserialize_with = "duration")]
     pub slow: Duration,
@@ -107,6 +110,18 @@ pub struct Requests {
     #[serde(deserialize_with = "duration")]
     pub remember: Duration,
 }
+
+/// How new answers are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Reads {
+    /// How old a state stat, lookups, listings and the like may be answered from. 0: everything acknowledged before is seen.
+    #[serde(deserialize_with = "duration")]
+    pub staleness: Duration,
+}
+
+/// More and the version may be gone before it is read: the store keeps five seconds.
+const LONGEST_STALENESS: Duration = Duration::from_secs(2);
 
 impl Default for Root {
     fn default() -> Root {
@@ -185,6 +200,9 @@ impl Config {
         }
         if self.reclaim.parallel == 0 || self.reclaim.parallel > 1024 {
             return bad("reclaim.parallel", "between 1 and 1024".into());
+        }
+        if self.reads.staleness > LONGEST_STALENESS {
+            return bad("reads.staleness", format!("at most {LONGEST_STALENESS:?}"));
         }
         if self.requests.remember < Duration::from_secs(60) {
             return bad("requests.remember", "at least 60s: clients retry for 30s and more".into());

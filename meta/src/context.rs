@@ -1,6 +1,7 @@
 //! What operations need besides the transaction and the request: time, randomness, routing, reserved inode ids.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use catena_mgmtd_client::RoutingWatch;
 use catena_proto::clock::{Clock, Timestamp};
@@ -25,6 +26,8 @@ pub struct Context {
     pub routing: RoutingWatch,
     /// Layout of files that inherit none.
     pub layout: LayoutDefaults,
+    /// How old a state every query may be answered from.
+    pub staleness: Duration,
     rng: Mutex<StdRng>,
     ids: Mutex<Range>,
 }
@@ -42,9 +45,15 @@ pub struct Range {
 
 impl Context {
     /// All randomness derives from `seed`.
-    pub fn new(clock: Arc<dyn Clock>, routing: RoutingWatch, layout: LayoutDefaults, seed: u64) -> Context {
+    pub fn new(
+        clock: Arc<dyn Clock>,
+        routing: RoutingWatch,
+        layout: LayoutDefaults,
+        staleness: Duration,
+        seed: u64,
+    ) -> Context {
         let rng = Mutex::new(StdRng::seed_from_u64(seed));
-        Context { clock, routing, layout, rng, ids: Mutex::default() }
+        Context { clock, routing, layout, staleness, rng, ids: Mutex::default() }
     }
 
     /// Wall-clock time, nanoseconds since the epoch.
@@ -108,7 +117,7 @@ mod tests {
     #[test]
     fn ids_of_different_shards_and_ranges_never_meet() {
         let (_set, routing) = RoutingWatch::manual(RoutingInfo::default());
-        let context = Context::new(Arc::new(Still), routing, LayoutDefaults::default(), 1);
+        let context = Context::new(Arc::new(Still), routing, LayoutDefaults::default(), Duration::ZERO, 1);
         assert_eq!(context.take_id(), None);
         let mut seen = std::collections::BTreeSet::new();
         for shard in 0..ALLOCATORS {

@@ -27,6 +27,7 @@ use crate::error::{OpError, refuse};
 use crate::metrics::Metrics;
 use crate::op::{Mutation, Query};
 use crate::schema::codec::integer;
+use crate::schema::key::SHARDS;
 use crate::schema::{Outcome, decode, encode, key};
 use crate::tx::{Purpose, Tx};
 
@@ -84,7 +85,8 @@ impl Runner {
     }
 
     async fn answer<Q: Query>(&self, query: &Q, caller: &Caller) -> Result<Q::Reply, OpError> {
-        let mut tx = Tx::begin(&*self.db, &self.cx, Purpose::Query)?;
+        let staleness = Q::AGE.staleness(self.cx.staleness);
+        let mut tx = Tx::begin(&*self.db, &self.cx, Purpose::Query, staleness)?;
         query.answer(&mut tx, caller).await
     }
 
@@ -143,7 +145,7 @@ impl Runner {
         caller: &Caller,
         request: RequestId,
     ) -> Result<Applied<M::Reply>, OpError> {
-        let mut tx = Tx::begin(&*self.db, &self.cx, Purpose::Mutation)?;
+        let mut tx = Tx::begin(&*self.db, &self.cx, Purpose::Mutation, None)?;
         let record = match recall(&mut tx, request, M::NAME, caller.period).await? {
             Memory::Done(reply) => {
                 self.metrics.replayed.inc();
@@ -196,7 +198,8 @@ macro_rules! transact {
         let mut retry = $crate::run::Retry::new();
         loop {
             let attempt = async {
-                let mut tx = $crate::tx::Tx::begin(&*runner.db, &runner.cx, $crate::tx::Purpose::Mutation)?;
+                let mut tx =
+                    $crate::tx::Tx::begin(&*runner.db, &runner.cx, $crate::tx::Purpose::Mutation, None)?;
                 let done = {
                     let $tx = &mut tx;
                     $crate::run::typed(async { $body }).await?
@@ -243,7 +246,7 @@ pub(crate) async fn recall(
     call: &str,
     sent: Option<u32>,
 ) -> Result<Memory, OpError> {
-    let period = current_period(tx).await?;
+    let period = current_period(tx, request.0).await?;
     if sent.is_some_and(|sent| period.wrapping_sub(sent) > 1) {
         // Held up on its way, in a service or client that stood still. It may have been carried out and forgotten.
         return refuse(
@@ -280,10 +283,24 @@ pub(crate) fn remember(tx: &mut Tx<'_>, record: Bytes, call: &str, reply: &impl 
     tx.set(record, encode(&outcome));
 }
 
-/// The current period of outcomes.
-pub(crate) async fn current_period(tx: &mut Tx<'_>) -> Result<u32, OpError> {
-    let value = tx.get(key::period()).await?;
+/// The current period of outcomes, from the copy that `reader` picks.
+pub(crate) async fn current_period(tx: &mut Tx<'_>, reader: u128) -> Result<u32, OpError> {
+    let copy = (reader % u128::from(SHARDS)) as u8;
+    let value = match tx.get(key::period_copy(copy)).await? {
+        Some(value) => Some(value),
+        // A store from before there were copies; the next change of the period makes them.
+        None => tx.get(key::period()).await?,
+    };
     Ok(integer("the period of outcomes", value.as_deref())? as u32)
+}
+
+/// Changes the period of outcomes, everywhere at once: whoever has read any copy is in conflict.
+pub(crate) fn put_period(tx: &mut Tx<'_>, period: u32) {
+    let value = Bytes::copy_from_slice(&i64::from(period).to_le_bytes());
+    tx.set(key::period(), value.clone());
+    for copy in 0..SHARDS {
+        tx.set(key::period_copy(copy), value.clone());
+    }
 }
 
 /// One call's patience.

@@ -18,7 +18,7 @@ use futures_util::future::try_join_all;
 use tokio::sync::Notify;
 
 use crate::chunks::{Chunks, Extent};
-use crate::config::{Config, LayoutDefaults, Reclaim, Requests, Root};
+use crate::config::{Config, LayoutDefaults, Reads, Reclaim, Requests, Root};
 use crate::context::Context;
 use crate::cut::Cuts;
 use crate::error::{OpError, refuse};
@@ -31,7 +31,7 @@ use crate::ops::truncate::Truncate;
 use crate::pace::Pace;
 use crate::reclaim::Paces;
 use crate::resolve::existing;
-use crate::run::{Applied, Runner, failure, transact};
+use crate::run::{Applied, Runner, failure, put_period, transact};
 use crate::schema::inode::FileType;
 use crate::schema::{Inode, ROOT, key};
 use crate::sessions::Clients;
@@ -68,6 +68,8 @@ pub struct Settings {
     pub reclaim: Reclaim,
     /// Memory of requests.
     pub requests: Requests,
+    /// How new answers are.
+    pub reads: Reads,
     /// Calls slower than this are logged.
     pub slow: Duration,
 }
@@ -80,6 +82,7 @@ impl From<&Config> for Settings {
             layout: config.layout,
             reclaim: config.reclaim,
             requests: config.requests,
+            reads: config.reads,
             slow: config.slow,
         }
     }
@@ -107,7 +110,8 @@ pub struct Background(#[allow(dead_code)] JoinSet<()>);
 impl Service {
     /// Makes a service. Nothing is read or written yet: see [`Service::initialise`].
     pub fn new(settings: Settings, parts: Parts) -> Arc<Service> {
-        let cx = Context::new(parts.clock, parts.routing, settings.layout, parts.seed);
+        let cx =
+            Context::new(parts.clock, parts.routing, settings.layout, settings.reads.staleness, parts.seed);
         let owner = cx.random();
         let metrics = Arc::new(Metrics::default());
         Arc::new(Service {
@@ -144,7 +148,10 @@ impl Service {
                         ),
                     );
                 }
-                None => tx.set(key::cluster(), cluster.0.to_be_bytes().to_vec().into()),
+                None => {
+                    tx.set(key::cluster(), cluster.0.to_be_bytes().to_vec().into());
+                    put_period(tx, 0);
+                }
             }
             if tx.inode(ROOT).await?.is_none() {
                 let now = tx.now;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use catena_kv::{Atomic, Database, Isolation, KeyValue, KvError, RangeQuery, TxOptions};
@@ -41,9 +42,14 @@ pub struct Tx<'a> {
 }
 
 impl<'a> Tx<'a> {
-    /// Begins a transaction.
-    pub fn begin(db: &dyn Database, cx: &'a Context, purpose: Purpose) -> Result<Tx<'a>, KvError> {
-        let kv = db.begin(TxOptions::default())?;
+    /// Begins a transaction, which may read from a state as old as `staleness`.
+    pub fn begin(
+        db: &dyn Database,
+        cx: &'a Context,
+        purpose: Purpose,
+        staleness: Option<Duration>,
+    ) -> Result<Tx<'a>, KvError> {
+        let kv = db.begin(TxOptions { staleness })?;
         Ok(Tx {
             kv,
             cx,

@@ -15,8 +15,9 @@ impl Query for pb::PeriodRequest {
         self.caller.as_ref()
     }
 
-    async fn answer(&self, tx: &mut Tx<'_>, _: &Caller) -> Result<pb::PeriodReply, OpError> {
+    async fn answer(&self, tx: &mut Tx<'_>, caller: &Caller) -> Result<pb::PeriodReply, OpError> {
+        let period = current_period(tx, u128::from(caller.client.0)).await?;
         // On the wire 0 says that nothing is known.
-        Ok(pb::PeriodReply { period: current_period(tx).await?.wrapping_add(1), fresh_ms: 0 })
+        Ok(pb::PeriodReply { period: period.wrapping_add(1), fresh_ms: 0 })
     }
 }

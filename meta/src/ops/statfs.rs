@@ -6,7 +6,7 @@ use catena_proto::routing::NodeKind;
 
 use crate::access::Caller;
 use crate::error::OpError;
-use crate::op::Query;
+use crate::op::{Age, Query};
 use crate::schema::codec::integer;
 use crate::schema::key::{self, Counter};
 use crate::tx::Tx;
@@ -14,6 +14,7 @@ use crate::tx::Tx;
 impl Query for pb::StatfsRequest {
     type Reply = pb::StatfsReply;
     const NAME: &'static str = "statfs";
+    const AGE: Age = Age::Second;
     fn caller(&self) -> Option<&pb::Caller> {
         self.caller.as_ref()
     }

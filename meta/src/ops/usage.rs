@@ -12,7 +12,7 @@ use prost::Message;
 
 use crate::access::{Caller, READ, SEARCH};
 use crate::error::{OpError, refuse};
-use crate::op::Query;
+use crate::op::{Age, Query};
 use crate::resolve::find;
 use crate::schema::inode::FileType;
 use crate::schema::{Dirent, Inode, decode, key};
@@ -43,6 +43,7 @@ struct Level {
 impl Query for pb::UsageRequest {
     type Reply = pb::UsageReply;
     const NAME: &'static str = "usage";
+    const AGE: Age = Age::Second;
     fn caller(&self) -> Option<&pb::Caller> {
         self.caller.as_ref()
     }

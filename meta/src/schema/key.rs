@@ -24,6 +24,7 @@ const TRASH: &[u8; 4] = b"TRSH";
 const TRUNCATE: &[u8; 4] = b"TRNC";
 const COUNTER: &[u8; 4] = b"CNTR";
 const CONFIG: &[u8; 4] = b"CONF";
+const PERIOD: &[u8; 4] = b"PERI";
 
 /// What is counted, over the whole file system.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -238,9 +239,15 @@ pub fn counter_of(key: &[u8]) -> Option<Counter> {
 pub fn cluster() -> Bytes {
     with(CONFIG, &[b"cluster"])
 }
-/// The current period of outcomes, a little-endian u64.
+/// The current period of outcomes, a little-endian i64. Every mutation reads it, so there are copies, changed together: see
+/// [`period_copy`].
 pub fn period() -> Bytes {
     with(CONFIG, &[b"period"])
+}
+/// A copy of [`period`]: readers spread over as many keys, and over a distributed store's servers.
+pub fn period_copy(shard: u8) -> Bytes {
+    // Before the name, so that copies lie apart from it and from each other as far as keys allow.
+    with(PERIOD, &[&[shard.reverse_bits()]])
 }
 
 /// Queues are sharded by identity: whoever has the inode finds its record without a search.
@@ -270,7 +277,7 @@ mod tests {
     fn no_kind_of_key_is_another_s_or_mgmtd_s() {
         let kinds = [
             INODE, ENTRY, XATTR, SESSION, OUTCOME, ALLOCATOR, RECLAIM, TRASH, TRUNCATE, COUNTER, CONFIG,
-            b"MGMT",
+            PERIOD, b"MGMT",
         ];
         let distinct: std::collections::BTreeSet<_> = kinds.iter().collect();
         assert_eq!(distinct.len(), kinds.len());

@@ -79,6 +79,7 @@ pub fn settings() -> Settings {
         layout: Default::default(),
         reclaim: Default::default(),
         requests: Default::default(),
+        reads: Default::default(),
         slow: Duration::from_secs(3600),
     }
 }
