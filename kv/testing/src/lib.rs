@@ -2,6 +2,7 @@
 //! a service does not care. `ci/fdb` runs them so.
 
 mod patient;
+pub mod server;
 
 use std::path::PathBuf;
 use std::sync::Arc;
