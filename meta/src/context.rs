@@ -1,6 +1,7 @@
 //! What operations need besides the transaction and the request: time, randomness, routing, reserved inode ids.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use catena_mgmtd_client::RoutingWatch;
@@ -30,6 +31,8 @@ pub struct Context {
     pub staleness: Duration,
     rng: Mutex<StdRng>,
     ids: Mutex<Range>,
+    /// The period of outcomes that was seen last: where to look first.
+    period: AtomicU32,
 }
 
 /// Reserved ids of one allocator shard: numbers `next..end` become ids `number * ALLOCATORS + shard`.
@@ -53,7 +56,17 @@ impl Context {
         seed: u64,
     ) -> Context {
         let rng = Mutex::new(StdRng::seed_from_u64(seed));
-        Context { clock, routing, layout, staleness, rng, ids: Mutex::default() }
+        Context { clock, routing, layout, staleness, rng, ids: Mutex::default(), period: AtomicU32::new(0) }
+    }
+
+    /// The period of outcomes that was seen last, by any transaction: a guess.
+    pub fn period(&self) -> u32 {
+        self.period.load(Ordering::Relaxed)
+    }
+
+    /// Says which period was seen.
+    pub fn learn_period(&self, period: u32) {
+        self.period.store(period, Ordering::Relaxed);
     }
 
     /// Wall-clock time, nanoseconds since the epoch.

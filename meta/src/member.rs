@@ -81,7 +81,13 @@ impl Member {
         let Env { clock, seed } = env;
         let parts = Parts { db, chunks, routing: routing.clone(), clock: clock.clone(), seed };
         let service = Service::new(Settings::from(config), parts);
-        service.initialise().await.map_err(StartError::Store)?;
+        while let Err(failure) = service.initialise().await {
+            // It tried for a while. A store that is away comes back; whoever waits for this service need not start it again.
+            if failure.status != Status::Busy {
+                return Err(StartError::Store(failure));
+            }
+            tracing::warn!(%failure, "the metadata store does not answer; waiting for it");
+        }
         Ok(Member {
             service,
             clock,

@@ -100,7 +100,12 @@ pub async fn walk(
             let inode = existing(tx, here).await?;
             return Ok(Place::Nameless(here, inode, Nameless::Root));
         };
-        let dir = existing(tx, here).await?;
+        let named = !matches!(&name[..], b"." | b"..") && name.len() <= MAX_NAME;
+        let (dir, entry) = match named {
+            true => tx.inode_and_entry(here, &name).await?,
+            false => (tx.inode(here).await?, None),
+        };
+        let dir = dir.ok_or(OpError::Failed(Status::NotFound.into()))?;
         if !dir.is_dir() {
             return Err(Status::NotDirectory.into());
         }
@@ -125,7 +130,6 @@ pub async fn walk(
         if name.len() > MAX_NAME {
             return Err(Status::NameTooLong.into());
         }
-        let entry = tx.entry(here, &name).await?;
         let is_link = entry.as_ref().is_some_and(|entry| entry.kind == FileType::Symlink as i32);
         let follows = match links_at_end {
             Links::Name => false,

@@ -246,7 +246,16 @@ pub(crate) async fn recall(
     call: &str,
     sent: Option<u32>,
 ) -> Result<Memory, OpError> {
-    let period = current_period(tx, request.0).await?;
+    // The period rarely changes: the records are read with it, where they were last.
+    let guess = tx.cx.period();
+    let places = |period: u32| [period, period.wrapping_sub(1)].map(|period| key::outcome(period, request));
+    let [now, before] = places(guess);
+    let [copy, mut now, mut before] = tx.get_all([period_copy(request.0), now, before]).await?;
+    let period = decode_period(tx, copy).await?;
+    if period != guess {
+        tx.cx.learn_period(period);
+        [now, before] = tx.get_all(places(period)).await?;
+    }
     if sent.is_some_and(|sent| period.wrapping_sub(sent) > 1) {
         // Held up on its way, in a service or client that stood still. It may have been carried out and forgotten.
         return refuse(
@@ -258,23 +267,19 @@ pub(crate) async fn recall(
     if catena_rt::broken("meta: outcomes are not remembered") {
         return Ok(Memory::New(record));
     }
-    for key in [record.clone(), key::outcome(period.wrapping_sub(1), request)] {
-        if let Some(value) = tx.get(key).await? {
-            let outcome: Outcome = decode("the outcome of a request", &value)?;
-            if outcome.call != call {
-                return refuse(
-                    Status::Invalid,
-                    format!("request {request} was a {} before, now it is a {call}", outcome.call),
-                );
-            }
-            if outcome.refused != 0 {
-                let status = Status::from_code(u16::try_from(outcome.refused).unwrap_or(u16::MAX));
-                return refuse(status, outcome.message);
-            }
-            return Ok(Memory::Done(outcome.reply));
-        }
+    let Some(value) = now.or(before) else { return Ok(Memory::New(record)) };
+    let outcome: Outcome = decode("the outcome of a request", &value)?;
+    if outcome.call != call {
+        return refuse(
+            Status::Invalid,
+            format!("request {request} was a {} before, now it is a {call}", outcome.call),
+        );
     }
-    Ok(Memory::New(record))
+    if outcome.refused != 0 {
+        let status = Status::from_code(u16::try_from(outcome.refused).unwrap_or(u16::MAX));
+        return refuse(status, outcome.message);
+    }
+    Ok(Memory::Done(outcome.reply))
 }
 
 /// Records a request's outcome.
@@ -285,8 +290,18 @@ pub(crate) fn remember(tx: &mut Tx<'_>, record: Bytes, call: &str, reply: &impl 
 
 /// The current period of outcomes, from the copy that `reader` picks.
 pub(crate) async fn current_period(tx: &mut Tx<'_>, reader: u128) -> Result<u32, OpError> {
-    let copy = (reader % u128::from(SHARDS)) as u8;
-    let value = match tx.get(key::period_copy(copy)).await? {
+    let copy = tx.get(period_copy(reader)).await?;
+    decode_period(tx, copy).await
+}
+
+/// The copy of the period that `reader` reads.
+fn period_copy(reader: u128) -> Bytes {
+    key::period_copy((reader % u128::from(SHARDS)) as u8)
+}
+
+/// The period in a copy.
+async fn decode_period(tx: &mut Tx<'_>, copy: Option<Bytes>) -> Result<u32, OpError> {
+    let value = match copy {
         Some(value) => Some(value),
         // A store from before there were copies; the next change of the period makes them.
         None => tx.get(key::period()).await?,

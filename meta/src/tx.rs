@@ -8,6 +8,7 @@ use bytes::Bytes;
 use catena_kv::{Atomic, Database, Isolation, KeyValue, KvError, RangeQuery, TxOptions};
 use catena_proto::ids::InodeId;
 use catena_proto::pb;
+use futures_util::future::try_join_all;
 
 use crate::context::Context;
 use crate::error::OpError;
@@ -108,6 +109,15 @@ impl<'a> Tx<'a> {
         Ok(self.kv.get(&key, self.isolation()).await?)
     }
 
+    /// Several values at once, each as [`get`](Tx::get) reads it: one round trip to a store that is elsewhere.
+    pub async fn get_all<const N: usize>(&mut self, keys: [Bytes; N]) -> Result<[Option<Bytes>; N], OpError> {
+        let isolation = self.isolation();
+        let reads = keys.iter().map(|key| self.kv.get(key, isolation));
+        let values = try_join_all(reads).await?;
+        // As many as there are keys.
+        Ok(values.try_into().unwrap_or_else(|_| unreachable!("{N} values")))
+    }
+
     /// A value that may change before the commit: for what only informs the caller.
     pub async fn peek(&mut self, key: Bytes) -> Result<Option<Bytes>, OpError> {
         Ok(self.kv.get(&key, Isolation::Snapshot).await?)
@@ -200,6 +210,22 @@ impl<'a> Tx<'a> {
             Some(value) => Ok(Some(decode("a directory entry", &value)?)),
             None => Ok(None),
         }
+    }
+
+    /// A directory, which may be none, and a name in it: both at once.
+    pub async fn inode_and_entry(
+        &mut self,
+        dir: InodeId,
+        name: &[u8],
+    ) -> Result<(Option<Arc<Inode>>, Option<Dirent>), OpError> {
+        if let Some(known) = self.inodes.get(&dir).cloned() {
+            return Ok((known, self.entry(dir, name).await?));
+        }
+        let [inode, entry] = self.get_all([key::inode(dir), key::entry(dir, name)]).await?;
+        let inode = inode.map(|value| decode::<Inode>("an inode", &value)).transpose()?.map(Arc::new);
+        self.inodes.insert(dir, inode.clone());
+        let entry = entry.map(|value| decode("a directory entry", &value)).transpose()?;
+        Ok((inode, entry))
     }
 
     /// Gives an inode a name.
