@@ -5,7 +5,22 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::local::store::Kind;
 use crate::units::{parse_chunk_size, parse_duration, parse_size};
+
+/// Where the cluster keeps its names and its state.
+#[derive(Args, Clone, Debug, Default)]
+pub struct StoreArgs {
+    /// Where names and the cluster's state are kept [default: embedded].
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub kv: Option<Kind>,
+    /// FoundationDB's cluster file, for `--kv fdb` [default: $FDB_CLUSTER_FILE, else /etc/foundationdb/fdb.cluster].
+    #[arg(long, value_name = "FILE")]
+    pub cluster_file: Option<PathBuf>,
+    /// FoundationDB's client library, if the system does not find libfdb_c.so by itself.
+    #[arg(long, value_name = "FILE")]
+    pub fdb_library: Option<PathBuf>,
+}
 
 /// `catena demo`.
 #[derive(Args, Debug)]
@@ -13,6 +28,7 @@ use crate::units::{parse_chunk_size, parse_duration, parse_size};
   catena demo
   catena demo --size 256MiB --json
   catena demo --nodes 5 --chunk-size 4MiB --dir /mnt/nvme --keep
+  catena demo --kv fdb --cluster-file /etc/foundationdb/fdb.cluster
 
 The cluster's directory must be on a disk, not on tmpfs: the storage services use O_DIRECT.")]
 pub struct DemoArgs {
@@ -34,6 +50,8 @@ pub struct DemoArgs {
     /// Keep the directory; `catena dev --dir` can start the cluster again.
     #[arg(long)]
     pub keep: bool,
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 /// `catena dev`.
@@ -42,6 +60,7 @@ pub struct DemoArgs {
   catena dev --dir ./cluster
   catena dev --dir ./cluster --nodes 5 --disks-per-node 2 --replicas 3
   catena dev --dir ./cluster --mgmtd 3 --meta 2
+  catena dev --dir ./cluster --mgmtd 3 --meta 2 --kv fdb --cluster-file /etc/foundationdb/fdb.cluster
   CATENA_CLUSTER=./cluster/cluster.toml catena fs ls /
 
 A service that dies is started again after half a second, later if it keeps dying; D/run/NAME.pid has the process id of every service
@@ -56,7 +75,8 @@ pub struct DevArgs {
     /// Cluster managers, of which one is primary and the rest stand by [default: 1].
     #[arg(long, value_name = "N")]
     pub mgmtd: Option<u32>,
-    /// Metadata services [default: 1]. With more than one of them or of mgmtd, a key-value service runs that they share.
+    /// Metadata services [default: 1]. With more than one of them or of mgmtd, a key-value service runs that they share, unless
+    /// FoundationDB has the data.
     #[arg(long, value_name = "N")]
     pub meta: Option<u32>,
     /// Copies of every chunk [default: 3, or the number of nodes if that is smaller].
@@ -78,4 +98,6 @@ pub struct DevArgs {
     /// Log level of the services: error, warn, info, debug, trace.
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     pub log_level: String,
+    #[command(flatten)]
+    pub store: StoreArgs,
 }

@@ -41,6 +41,7 @@ pub async fn run(args: DemoArgs, out: Output) -> Result<()> {
         nodes: Some(args.nodes),
         replicas: Some(args.replicas),
         chunk_size: Some(args.chunk_size),
+        store: args.store.clone(),
         ..Wish::default()
     };
     let shape = wish.shape()?;
@@ -51,8 +52,10 @@ pub async fn run(args: DemoArgs, out: Output) -> Result<()> {
     let what = format!("{} with {} replicas", units::size(args.size), shape.replicas);
     let place = Place::make(args.dir.as_deref(), "demo", bytes, &what)?;
     let started = Instant::now();
+    let mut made = None;
     let outcome = async {
         let mut directory = Directory::open(&place.path, &wish)?;
+        made = Some(directory.cluster().clone());
         directory.lease = Some(LEASE);
         if !out.json {
             eprintln!("catena: a cluster in {}", place.path.display());
@@ -60,6 +63,10 @@ pub async fn run(args: DemoArgs, out: Output) -> Result<()> {
         with_cluster(directory, &mut stop, async |cluster| show(&args, cluster, out).await).await
     };
     let outcome = outcome.await;
+    let cleared = match made.filter(|_| !args.keep) {
+        Some(cluster) => shape.store.clear(&cluster).await,
+        None => Ok(()),
+    };
     let removed = place.finish(args.keep);
     let figures = outcome.map_err(|mut failure| {
         // The logs that a hint may point to are gone.
@@ -68,6 +75,7 @@ pub async fn run(args: DemoArgs, out: Output) -> Result<()> {
         }
         failure
     })?;
+    cleared?;
     removed?;
     conclude(&args, &shape, &place, figures, started.elapsed(), out);
     Ok(())

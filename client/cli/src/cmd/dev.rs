@@ -24,6 +24,7 @@ pub async fn run(args: DevArgs, out: Output) -> Result<()> {
         disks_per_node: args.disks_per_node,
         chunk_size: args.chunk_size,
         disk_capacity: args.disk_capacity,
+        store: args.store,
     };
     let mut directory = Directory::open(&args.dir, &wish)?;
     directory.lease = args.lease;

@@ -6,7 +6,7 @@
 //! D/dev.toml            shape and ports; its presence says that the directory is complete
 //! D/lock                held by the `catena dev` or `demo` that runs it
 //! D/config/NAME.toml    D/logs/NAME.log    D/run/NAME.pid
-//! D/mgmtd/  D/meta/     stores; with several mgmtd or meta one that they share, D/kv/
+//! D/mgmtd/  D/meta/     stores; with several mgmtd or meta one that they share, D/kv/; none if FoundationDB has the data
 //! D/storage-1/disk-1/   chunks
 //! ```
 
@@ -104,6 +104,7 @@ impl Directory {
                 }
                 state.shape.validate().map_err(|failure| failure.about(state_file.display()))?;
                 wish.check_against(&state.shape, &root.display().to_string())?;
+                state.shape.store.check()?;
                 (state.shape, state.ports, Some(Cluster::load(&root.join("cluster.toml"))?))
             }
             Some(shape) => {
@@ -196,7 +197,7 @@ impl Directory {
             }
         }
         self.cluster.save(&self.cluster_file())?;
-        let state = State { format: FORMAT, shape: self.shape, ports: self.ports.clone() };
+        let state = State { format: FORMAT, shape: self.shape.clone(), ports: self.ports.clone() };
         let text = toml::to_string(&state).map_err(|error| Failure::failed(error.to_string()))?;
         write_private(
             &self.root.join("dev.toml"),
@@ -226,9 +227,12 @@ impl Directory {
         if spec.node != NO_NODE {
             text += &format!("node = {}\n", spec.node);
         }
-        let store = || match self.shape.shares_store() && spec.kind != ServiceKind::Kv {
-            true => format!("\n[store]\nkind = \"remote\"\naddress = {}\n", address("kv")),
-            false => format!("\n[store]\nkind = \"embedded\"\npath = {}\n", path(name)),
+        let store = || match self.shape.store.table() {
+            Some(table) => table,
+            None if self.shape.shares_store() && spec.kind != ServiceKind::Kv => {
+                format!("\n[store]\nkind = \"remote\"\naddress = {}\n", address("kv"))
+            }
+            None => format!("\n[store]\nkind = \"embedded\"\npath = {}\n", path(name)),
         };
         let Shape { disks_per_node, chunk_size, disk_capacity, .. } = self.shape;
         text += &match spec.kind {
@@ -332,6 +336,8 @@ fn refuse_strangers(root: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::local::StoreArgs;
+    use crate::local::store::Kind;
 
     fn wish(nodes: u32) -> Wish {
         Wish { nodes: Some(nodes), ..Wish::default() }
@@ -372,6 +378,45 @@ mod tests {
         let directory = Directory::open(&temp.path().join("one"), &super::tests::wish(1)).unwrap();
         let names: Vec<_> = directory.services().into_iter().map(|spec| spec.name).collect();
         assert_eq!(names, ["mgmtd", "meta", "storage-1"]);
+    }
+
+    #[test]
+    fn with_foundationdb_nobody_has_a_store_here() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("fdb.cluster");
+        std::fs::write(&file, "a:b@127.0.0.1:4500\n").unwrap();
+        let store = StoreArgs { kv: Some(Kind::Fdb), cluster_file: Some(file.clone()), fdb_library: None };
+        let wish = Wish { mgmtd: Some(3), meta: Some(2), store, ..wish(1) };
+        let root = temp.path().join("d");
+        let directory = Directory::open(&root, &wish).unwrap();
+        assert!(directory.services().iter().all(|spec| spec.kind != ServiceKind::Kv));
+        for spec in directory.services() {
+            let config: toml::Table = toml::from_str(&directory.config(&spec, "info")).unwrap();
+            match spec.kind {
+                ServiceKind::Storage => assert!(!config.contains_key("store")),
+                _ => assert_eq!(config["store"]["cluster_file"].as_str(), file.to_str()),
+            }
+        }
+        drop(directory);
+        // Found again without being told; and without its cluster file it does not start.
+        let again = Directory::open(&root, &Wish::default()).unwrap();
+        assert_eq!(again.shape().store.kind(), Kind::Fdb);
+        drop(again);
+        std::fs::remove_file(&file).unwrap();
+        let failure = Directory::open(&root, &Wish::default()).err().unwrap();
+        assert!(failure.message.contains(file.to_str().unwrap()), "{failure}");
+    }
+
+    #[test]
+    fn a_directory_of_before_there_were_stores_to_choose_from_is_embedded() {
+        let temp = tempfile::tempdir().unwrap();
+        drop(Directory::open(temp.path(), &wish(1)).unwrap());
+        let file = temp.path().join("dev.toml");
+        let mut state: toml::Table = toml::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        assert!(state["shape"].as_table_mut().unwrap().remove("store").is_some());
+        std::fs::write(&file, toml::to_string(&state).unwrap()).unwrap();
+        let directory = Directory::open(temp.path(), &Wish::default()).unwrap();
+        assert_eq!(directory.shape().store.kind(), Kind::Embedded);
     }
 
     #[test]

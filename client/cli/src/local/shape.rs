@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::args::local::StoreArgs;
 use crate::exit::{Failure, Result};
+use crate::local::store::Store;
 use crate::units;
 
 /// More processes than this on one machine is a mistake in the command line.
@@ -12,7 +14,7 @@ const MAX_MGMTD: u32 = 7;
 const MAX_META: u32 = 16;
 
 /// A local cluster's shape.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shape {
     /// Storage nodes.
@@ -31,6 +33,9 @@ pub struct Shape {
     pub chunk_size: u32,
     /// Bytes that a disk may use; 0 is what the file system has.
     pub disk_capacity: u64,
+    /// Where mgmtd and meta keep their data. Clusters made before there was a choice have an embedded store.
+    #[serde(default)]
+    pub store: Store,
 }
 
 /// Clusters made before there could be several have one.
@@ -39,7 +44,7 @@ fn one() -> u32 {
 }
 
 /// What the command line says of a shape; nothing where it is silent.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Wish {
     /// `--nodes`
     pub nodes: Option<u32>,
@@ -55,6 +60,8 @@ pub struct Wish {
     pub chunk_size: Option<u32>,
     /// `--disk-capacity`
     pub disk_capacity: Option<u64>,
+    /// `--kv` and what belongs to it
+    pub store: StoreArgs,
 }
 
 impl Wish {
@@ -69,6 +76,7 @@ impl Wish {
             disks_per_node: self.disks_per_node.unwrap_or(1),
             chunk_size: self.chunk_size.unwrap_or(catena_proto::layout::DEFAULT_CHUNK_SIZE),
             disk_capacity: self.disk_capacity.unwrap_or(0),
+            store: Store::wished(&self.store)?,
         };
         shape.validate()?;
         Ok(shape)
@@ -105,9 +113,11 @@ impl Wish {
                     .map(|n| sizes(n, shape.disk_capacity)),
             ),
         ];
-        match differs.into_iter().find_map(|(option, values)| Some((option, values?))) {
+        let differs =
+            differs.into_iter().find_map(|(option, values)| values.map(|(wanted, is)| (option, wanted, is)));
+        match differs.or_else(|| shape.store.differs(&self.store)) {
             None => Ok(()),
-            Some((option, (wanted, is))) => {
+            Some((option, wanted, is)) => {
                 let message = format!("{directory} holds a cluster made with {option} {is}, not {wanted}");
                 let hint = format!("leave {option} out to start that cluster, or choose another directory");
                 Err(Failure::usage(message).hint(hint))
@@ -119,7 +129,7 @@ impl Wish {
 impl Shape {
     /// Whether mgmtd and meta keep their data in a key-value service: an embedded store belongs to one process.
     pub fn shares_store(&self) -> bool {
-        self.mgmtd > 1 || self.meta > 1
+        self.store == Store::Embedded && (self.mgmtd > 1 || self.meta > 1)
     }
 
     /// Refuses shapes that cannot work, before anything is made.
@@ -173,6 +183,7 @@ impl Shape {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::store::Kind;
 
     #[test]
     fn defaults_fit_small_clusters() {
@@ -196,5 +207,24 @@ mod tests {
         assert_eq!(failure.message, "D holds a cluster made with --nodes 3, not 5");
         let failure = Wish { mgmtd: Some(3), ..Wish::default() }.check_against(&shape, "D").unwrap_err();
         assert_eq!(failure.message, "D holds a cluster made with --mgmtd 1, not 3");
+    }
+
+    #[test]
+    fn another_store_is_refused_by_its_option() {
+        let shape = |store| Shape { store, ..Wish::default().shape().unwrap() };
+        let fdb = |file: &str| Store::Fdb { cluster_file: file.into(), library: None };
+        let wish = |kv, file: Option<&str>| Wish {
+            store: StoreArgs { kv, cluster_file: file.map(Into::into), fdb_library: None },
+            ..Wish::default()
+        };
+        let refused =
+            |wish: Wish, store| wish.check_against(&shape(store), "D").err().map(|failure| failure.message);
+        assert_eq!(refused(wish(None, None), fdb("/a")), None);
+        assert_eq!(refused(wish(Some(Kind::Fdb), Some("/a")), fdb("/a")), None);
+        let told = |what: &str| Some(format!("D holds a cluster made with {what}"));
+        assert_eq!(refused(wish(Some(Kind::Fdb), None), Store::Embedded), told("--kv embedded, not fdb"));
+        assert_eq!(refused(wish(Some(Kind::Embedded), None), fdb("/a")), told("--kv fdb, not embedded"));
+        assert_eq!(refused(wish(None, Some("/b")), fdb("/a")), told("--cluster-file /a, not /b"));
+        assert_eq!(refused(wish(None, Some("/b")), Store::Embedded), told("--cluster-file none, not /b"));
     }
 }
