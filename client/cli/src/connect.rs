@@ -1,9 +1,11 @@
 //! From `--cluster` to something that answers.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use catena_client::{Catena, ClusterFile, ConnectOptions};
 use catena_mgmtd_client::{CallOptions, MgmtdClient};
+use catena_proto::pb::{Node, NodeKind, NodeState};
 use catena_proto::routing::RoutingInfo;
 use catena_proto::rpc::ClientAuth;
 
@@ -58,6 +60,31 @@ pub async fn wide_client(args: &ClusterArgs, in_flight: usize) -> Result<Catena>
 pub fn wide(in_flight: usize) -> ConnectOptions {
     let in_flight_bytes = in_flight.clamp(64 << 20, 1 << 30);
     ConnectOptions { in_flight_bytes, pool_bytes: 3 * in_flight_bytes, ..ConnectOptions::default() }
+}
+
+/// Clients of the metadata services that `first` does not use. A client stays with one service, which it chooses at random, so they are
+/// made until every service that is up has one; a service that nobody meets (it has just gone) is left out.
+pub async fn for_other_metas(first: &Catena, make: impl AsyncFn() -> Result<Catena>) -> Result<Vec<Catena>> {
+    const TRIES: usize = 32;
+    let routing = first.routing().current();
+    let up = |node: &&Node| node.kind() == NodeKind::Meta && node.state() == NodeState::Up;
+    let services = routing.nodes.values().filter(up).count();
+    // The first call chooses.
+    first.stat("/").await?;
+    let mut used = BTreeSet::from([first.meta().server()]);
+    let mut others = Vec::new();
+    for _ in 0..services * TRIES {
+        if used.len() >= services {
+            break;
+        }
+        let catena = make().await?;
+        catena.stat("/").await?;
+        match used.insert(catena.meta().server()) {
+            true => others.push(catena),
+            false => catena.close().await,
+        }
+    }
+    Ok(others)
 }
 
 /// A client of `cluster`. Modes come from the commands, which know the process's umask, so that `-m` can mean what it says.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::local::store::Kind;
 use crate::units::{parse_chunk_size, parse_duration, parse_size};
 
 /// `catena bench`.
@@ -29,10 +30,11 @@ pub enum BenchCommand {
     #[command(after_help = "Examples:
   catena bench randwrite --block-size 4KiB --depth 32 --duration 10s")]
     Randwrite(DataArgs),
-    /// Creates, stats and removes of empty files.
+    /// Creates, opens, stats, renames and removes of empty files, and listings; with --kv on clusters of its own, one for each store.
     #[command(after_help = "Examples:
-  catena bench meta --files 20000 --threads 64
-  catena bench meta --files 100000 --json")]
+  catena bench meta --files 20000 --clients 64
+  catena bench meta --files 100000 --clients 1,8,64 --json
+  catena bench meta --kv embedded,fdb --cluster-file /etc/foundationdb/fdb.cluster --duration 5s")]
     Meta(MetaArgs),
     /// Filling an empty disk again, and what clients keep of their speed meanwhile; in a cluster of its own.
     #[command(after_help = "Examples:
@@ -191,12 +193,13 @@ pub struct DataArgs {
 /// Options of `bench meta`.
 #[derive(Args, Debug, Clone)]
 pub struct MetaArgs {
-    /// Files to create, stat and remove.
+    /// Files to create, stat, rename and remove, for each number of clients.
     #[arg(long, default_value_t = 10_000, value_name = "N")]
     pub files: usize,
-    /// Calls in flight.
-    #[arg(long, default_value_t = 64, value_name = "N")]
-    pub threads: usize,
+    /// Clients that call at once, one number after the other; they are spread over the metadata services [default: 64; with --kv
+    /// 1,8,64].
+    #[arg(long, visible_alias = "threads", value_delimiter = ',', value_name = "N,...")]
+    pub clients: Vec<usize>,
     /// Directories that the files are spread over.
     #[arg(long, default_value_t = 16, value_name = "N")]
     pub dirs: usize,
@@ -206,9 +209,24 @@ pub struct MetaArgs {
     /// Directory of the benchmark's files.
     #[arg(long, default_value = "/.bench")]
     pub path: String,
-    /// Leave the files (skips the remove phase).
+    /// Leave the files (skips the remove phase); with --kv the cluster's directory.
     #[arg(long)]
     pub keep: bool,
+    /// Measure throw-away clusters on these stores, one after the other, each beside a bare loop of equal transactions on the same store.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,...", conflicts_with = "path")]
+    pub kv: Vec<Kind>,
+    /// FoundationDB's cluster file, for `--kv fdb` [default: $FDB_CLUSTER_FILE, else /etc/foundationdb/fdb.cluster].
+    #[arg(long, value_name = "FILE", requires = "kv")]
+    pub cluster_file: Option<PathBuf>,
+    /// FoundationDB's client library, if the system does not find libfdb_c.so by itself.
+    #[arg(long, value_name = "FILE", requires = "kv")]
+    pub fdb_library: Option<PathBuf>,
+    /// Metadata services of each cluster [default: 1].
+    #[arg(long, value_name = "N", requires = "kv")]
+    pub meta: Option<u32>,
+    /// Where to make the clusters' directories [default: /var/tmp, or the current directory if that is no disk].
+    #[arg(long, value_name = "DIR", requires = "kv")]
+    pub dir: Option<PathBuf>,
 }
 
 impl BenchCommand {

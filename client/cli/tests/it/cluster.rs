@@ -144,7 +144,7 @@ fn files_go_in_and_come_out_and_obey_the_usual_commands() {
         "read --size 1MiB --threads 2 --verify",
         "randread --size 1MiB --duration 200ms --verify",
         "randwrite --size 1MiB --duration 200ms --depth 4 --verify",
-        "meta --files 50 --threads 4 --dirs 2",
+        "meta --files 50 --clients 4 --dirs 2",
     ] {
         let said = dev.run(&format!("bench {words} --json")).good().json();
         for key in

@@ -1,5 +1,6 @@
-//! `catena bench`: measurements of a running cluster.
+//! `catena bench`: measurements of a running cluster, or of one of its own.
 
+pub mod bare;
 pub mod cpu;
 pub mod data;
 pub mod failover;
@@ -8,6 +9,7 @@ pub mod meta;
 pub mod pulse;
 pub mod resync;
 pub mod stats;
+pub mod stores;
 
 use catena_client::Catena;
 use catena_proto::status::Status;
@@ -25,6 +27,7 @@ pub async fn run(command: BenchCommand, cluster: &ClusterArgs, out: Output) -> R
     let command = match command {
         BenchCommand::Resync(args) => return resync::run(args, out).await,
         BenchCommand::Failover(args) => return failover::run(args, out).await,
+        BenchCommand::Meta(args) if !args.kv.is_empty() => return stores::run(args, out).await,
         command => command,
     };
     let mut stop = Stop::new()?;
@@ -50,16 +53,26 @@ pub async fn run(command: BenchCommand, cluster: &ClusterArgs, out: Output) -> R
         if keep { base.clone() } else { base.join(format!("run-{:08x}", rand::random::<u32>()).as_bytes()) };
     catena.mkdir_all(&directory, 0o755).await?;
     let measure = async {
-        match command {
+        let one = match command {
             BenchCommand::Write(args) => data::write(&catena, &directory, &args, out).await,
             BenchCommand::Read(args) => data::read(&catena, &directory, &args, out).await,
             BenchCommand::Randread(args) => data::randread(&catena, &directory, &args, out).await,
             BenchCommand::Randwrite(args) => data::randwrite(&catena, &directory, &args, out).await,
-            BenchCommand::Meta(args) => meta::run(&catena, &directory, &args, out).await,
+            BenchCommand::Meta(args) => {
+                let another = async || connect::wide_client(cluster, in_flight).await;
+                let others = connect::for_other_metas(&catena, another).await?;
+                let all: Vec<_> = others.iter().chain([&catena]).cloned().collect();
+                let outcome = meta::run(&all, &directory, &args, out).await;
+                for other in others {
+                    other.close().await;
+                }
+                return outcome;
+            }
             BenchCommand::Resync(_) | BenchCommand::Failover(_) => {
                 unreachable!("they have clusters of their own")
             }
-        }
+        };
+        one.map(|object| vec![object])
     };
     let outcome = tokio::select! {
         outcome = measure => outcome,
@@ -70,7 +83,7 @@ pub async fn run(command: BenchCommand, cluster: &ClusterArgs, out: Output) -> R
     let printed = outcome?;
     cleaned.map_err(|failure| failure.about("cleaning up"))?;
     if out.json {
-        out.object(serde_json::Value::Object(printed));
+        printed.into_iter().for_each(|object| out.object(serde_json::Value::Object(object)));
     }
     Ok(())
 }

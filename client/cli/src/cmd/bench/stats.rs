@@ -69,16 +69,25 @@ pub struct Report {
 }
 
 impl Report {
+    /// Operations a second.
+    pub fn per_second(&self) -> f64 {
+        if self.seconds > 0.0 { self.tally.ops as f64 / self.seconds } else { 0.0 }
+    }
+
+    /// What this share of the operations did not take longer than.
+    pub fn latency(&self, share: f64) -> Duration {
+        Duration::from_nanos((self.tally.quantile(share) * 1000.0) as u64)
+    }
+
     /// The object that `--json` prints.
     pub fn json(&self) -> Map<String, Value> {
-        let rate = |amount: f64| if self.seconds > 0.0 { units::round3(amount / self.seconds) } else { 0.0 };
         let value = json!({
             "op": self.op,
             "bytes": self.tally.bytes,
             "ops": self.tally.ops,
             "seconds": units::round3(self.seconds),
             "mib_s": units::round3(units::mib_s(self.tally.bytes, self.seconds)),
-            "ops_s": rate(self.tally.ops as f64),
+            "ops_s": units::round3(self.per_second()),
             "p50_us": units::round3(self.tally.quantile(0.5)),
             "p99_us": units::round3(self.tally.quantile(0.99)),
             "p999_us": units::round3(self.tally.quantile(0.999)),
@@ -92,20 +101,18 @@ impl Report {
     }
 
     fn row(&self) -> [String; 9] {
-        let latency =
-            |quantile| units::duration(Duration::from_nanos((self.tally.quantile(quantile) * 1000.0) as u64));
+        let latency = |quantile| units::duration(self.latency(quantile));
         let gib = self.tally.bytes as f64 / (1u64 << 30) as f64;
         let cpu = |seconds: Option<f64>| match seconds {
             None => "-".into(),
             Some(seconds) if gib > 0.0 => format!("{:.2} s/GiB", seconds / gib),
             Some(seconds) => format!("{seconds:.2} s"),
         };
-        let per_second = self.tally.ops as f64 / self.seconds.max(1e-9);
         let throughput = format!("{:.1} MiB/s", units::mib_s(self.tally.bytes, self.seconds));
         [
             self.op.into(),
             if self.tally.bytes == 0 { "-".into() } else { throughput },
-            units::count(per_second as u64),
+            units::count(self.per_second() as u64),
             latency(0.5),
             latency(0.99),
             latency(0.999),
