@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::sleep;
 
 use crate::disks::NodeDisk;
+use crate::fdb::{Options, Server};
 use crate::journal::Journal;
 
 /// Storage nodes: one more than there are replicas.
@@ -32,10 +33,18 @@ pub struct Cluster {
     pub disks: Vec<NodeDisk>,
     /// Disks that are full on purpose just now.
     pub full: Arc<AtomicUsize>,
+    fdb: Option<Options>,
+    /// FoundationDB's server, if it is this run's to hurt.
+    pub server: Option<Server>,
 }
 
 impl Cluster {
-    pub async fn start(catena: &Path, dir: &Path, journal: &Arc<Journal>) -> Result<Cluster, String> {
+    pub async fn start(
+        catena: &Path,
+        dir: &Path,
+        fdb: Option<Options>,
+        journal: &Arc<Journal>,
+    ) -> Result<Cluster, String> {
         let text = |error: std::io::Error| error.to_string();
         let root = dir.join(format!("catena-chaos-{}", std::process::id()));
         let cluster = root.join("cluster");
@@ -48,6 +57,8 @@ impl Cluster {
         if !disks.iter().all(|disk| disk.lockable) {
             journal.say("no files may be made immutable here: disks are not made read-only in this run");
         }
+        let command = fdb.as_ref().and_then(|fdb| fdb.server.as_deref());
+        let server = command.map(|command| Server::start(command, root.join("fdbserver.out"))).transpose()?;
         let out = |name: &str| std::fs::File::create(root.join(name)).map_err(text);
         let lease = format!("{}ms", LEASE.as_millis());
         let [nodes, mgmtd, meta] = [NODES, MGMTD, META].map(|count| count.to_string());
@@ -55,6 +66,7 @@ impl Cluster {
             .args(["dev", "--nodes", &nodes, "--replicas", "3", "--mgmtd", &mgmtd, "--meta", &meta])
             .args(["--lease", &lease, "--dir"])
             .arg(&cluster)
+            .args(fdb.iter().flat_map(Options::words))
             .stdin(Stdio::null())
             .stdout(out("dev.out")?)
             .stderr(out("dev.err")?)
@@ -68,7 +80,7 @@ impl Cluster {
                 return Err(format!("{}: {error}", catena.display()));
             }
         };
-        let mut cluster = Cluster { root, dev, disks, full: Arc::default() };
+        let mut cluster = Cluster { root, dev, disks, full: Arc::default(), fdb, server };
         match cluster.up().await {
             Ok(()) => Ok(cluster),
             Err(what) => {
@@ -104,6 +116,8 @@ impl Cluster {
         let file =
             ClusterFile::load(self.root.join("cluster/cluster.toml")).map_err(|error| error.to_string())?;
         let options = ConnectOptions {
+            // The shared namespace's files are told apart by their permission bits.
+            umask: 0,
             pool_bytes: 64 << 20,
             in_flight_bytes: 16 << 20,
             deadline: DEADLINE,
@@ -183,7 +197,19 @@ impl Cluster {
         journal.say("healed");
     }
 
+    /// Removes what the cluster has put into a store outside of its directory. It must have stopped.
+    pub async fn forget(&self) -> Result<(), String> {
+        match &self.fdb {
+            None => Ok(()),
+            Some(fdb) => {
+                let forgotten = fdb.forget(&self.root.join("cluster/cluster.toml")).await;
+                forgotten.map_err(|error| format!("the cluster's keys stay in FoundationDB: {error}"))
+            }
+        }
+    }
+
     fn thaw(&self) {
+        self.server.iter().for_each(Server::thaw);
         for pid in self.all_names().iter().filter_map(|name| self.pid(name)) {
             Self::signal(pid, Signal::CONT);
         }
@@ -244,6 +270,7 @@ impl Cluster {
 
     /// Leaves nothing behind, or the evidence: of it the file systems are kept as images that can be mounted again.
     pub fn clean(&mut self, keep: bool) {
+        self.server = None;
         if keep {
             for disk in &mut self.disks {
                 disk.leave();

@@ -1,6 +1,7 @@
 //! What is done to the cluster. One storage node is hurt at a time, so that no chain is asked for more than it promises; the next may be
 //! hurt while the last one is still coming back. The control plane is hurt beside that: the primary mgmtd more than those that stand by,
-//! meta services, and the store that they share, which is one process and must come back as it was.
+//! meta services, and the store that they share, which is one process and must come back as it was: a key-value service, or the server of
+//! FoundationDB if it is this run's.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use rand::{Rng, SeedableRng};
 use tokio::time::sleep;
 
 use crate::cluster::{Cluster, LEASE};
+use crate::fdb::Server;
 use crate::journal::Journal;
 
 /// A full disk that nobody has felt by then gets room again.
@@ -87,7 +89,7 @@ pub async fn storage(cluster: &Cluster, seed: u64, time: Duration, journal: &Jou
     }
 }
 
-/// Hurts mgmtd, meta and the key-value service until the time is over.
+/// Hurts mgmtd, meta and what they keep their state in until the time is over.
 pub async fn control(cluster: &Cluster, catena: &Catena, seed: u64, time: Duration, journal: &Journal) {
     let end = Instant::now() + time;
     let mut random = StdRng::seed_from_u64(seed);
@@ -106,7 +108,14 @@ pub async fn control(cluster: &Cluster, catena: &Catena, seed: u64, time: Durati
             },
             40..50 => ("mgmtd", any(cluster.names("mgmtd"), &mut random)),
             50..80 => ("meta", any(cluster.names("meta"), &mut random)),
-            _ => ("kv", "kv".to_owned()),
+            _ => match &cluster.server {
+                Some(server) => {
+                    hurt(server, &mut random, journal).await;
+                    continue;
+                }
+                None if cluster.names("kv").is_empty() => continue,
+                None => ("kv", "kv".to_owned()),
+            },
         };
         if random.random_bool(0.5) {
             if cluster.kill(&name) {
@@ -122,6 +131,23 @@ pub async fn control(cluster: &Cluster, catena: &Catena, seed: u64, time: Durati
         let what = format!("SIGSTOP {name} ({kind}) for {:.2} s", pause.as_secs_f64());
         journal.fault(kind_of(kind, false), what);
         cluster.pause(&name, pause).await;
+    }
+}
+
+/// Hurts FoundationDB's server. Nobody takes over from it, so it is not away for longer than the key-value service would be.
+async fn hurt(server: &Server, random: &mut StdRng, journal: &Journal) {
+    let lease = LEASE.as_secs_f64();
+    if random.random_bool(0.5) {
+        let down = some(random, 0.0, lease);
+        let what = format!("kill -9 of fdbserver, started again after {:.2} s", down.as_secs_f64());
+        journal.fault("fdbserver kills", what);
+        if let Err(what) = server.kill(down).await {
+            journal.say(what);
+        }
+    } else {
+        let pause = some(random, 0.05, 1.5 * lease);
+        journal.fault("fdbserver pauses", format!("SIGSTOP fdbserver for {:.2} s", pause.as_secs_f64()));
+        server.pause(pause).await;
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Journal {
     pub writes: AtomicU64,
     pub reads: AtomicU64,
     pub names: AtomicU64,
+    /// Histories of the shared namespace that one order explains.
+    pub histories: AtomicU64,
     pub appends: AtomicU64,
     /// Operations that were refused because a disk was full.
     pub refused: AtomicU64,
@@ -37,6 +39,7 @@ impl Journal {
             writes: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             names: AtomicU64::new(0),
+            histories: AtomicU64::new(0),
             appends: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             longest: AtomicU64::new(0),
@@ -78,12 +81,13 @@ impl Journal {
         let all: u64 = faults.values().sum();
         let kinds: Vec<String> = faults.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
         format!(
-            "{:.0} s, {} writes, {} reads, {} appends, {} namespace operations, {} refused by full disks, longest {:.1} s, {all} faults ({})",
+            "{:.0} s, {} writes, {} reads, {} appends, {} namespace operations, {} shared histories explained, {} refused by full disks, longest {:.1} s, {all} faults ({})",
             self.begun.elapsed().as_secs_f64(),
             self.writes.load(Relaxed),
             self.reads.load(Relaxed),
             self.appends.load(Relaxed),
             self.names.load(Relaxed),
+            self.histories.load(Relaxed),
             self.refused.load(Relaxed),
             self.longest.load(Relaxed) as f64 / 1000.0,
             kinds.join(", "),

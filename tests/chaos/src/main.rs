@@ -7,10 +7,12 @@
 mod cluster;
 mod disks;
 mod faults;
+mod fdb;
 mod journal;
 mod logs;
 mod model;
 mod names;
+mod shared;
 mod work;
 
 use std::path::PathBuf;
@@ -29,10 +31,13 @@ struct Args {
     dir: PathBuf,
     verbose: bool,
     keep: bool,
+    /// FoundationDB, if the clusters use it.
+    fdb: Option<fdb::Options>,
 }
 
 const USAGE: &str =
-    "usage: catena-chaos [--minutes N] [--seed S] [--catena BINARY] [--dir DIR] [--verbose] [--keep]";
+    "usage: catena-chaos [--minutes N] [--seed S] [--catena BINARY] [--dir DIR] [--verbose] [--keep]
+       [--kv embedded | --kv fdb --cluster-file FILE [--fdb-library FILE] [--fdbserver COMMAND]]";
 
 fn args() -> Result<Args, String> {
     let mut args = Args {
@@ -42,7 +47,9 @@ fn args() -> Result<Args, String> {
         dir: "/var/tmp".into(),
         verbose: false,
         keep: false,
+        fdb: None,
     };
+    let (mut kind, mut fdb) = ("embedded".to_owned(), fdb::Options::default());
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -53,9 +60,23 @@ fn args() -> Result<Args, String> {
             "--dir" => args.dir = value()?.into(),
             "--verbose" => args.verbose = true,
             "--keep" => args.keep = true,
+            "--kv" => kind = value()?,
+            "--cluster-file" => fdb.cluster_file = value()?.into(),
+            "--fdb-library" => fdb.library = Some(value()?.into()),
+            "--fdbserver" => fdb.server = Some(value()?),
             _ => return Err(format!("{word}: unknown")),
         }
     }
+    let named = !fdb.cluster_file.as_os_str().is_empty();
+    args.fdb = match (kind.as_str(), named) {
+        ("embedded", false) if fdb.library.is_none() && fdb.server.is_none() => None,
+        ("embedded", _) => {
+            return Err("--cluster-file, --fdb-library and --fdbserver go with --kv fdb".into());
+        }
+        ("fdb", true) => Some(fdb),
+        ("fdb", false) => return Err("--kv fdb needs --cluster-file".into()),
+        _ => return Err(format!("--kv {kind}: embedded or fdb")),
+    };
     Ok(args)
 }
 
@@ -79,7 +100,7 @@ fn main() -> ExitCode {
 
 async fn run(args: Args) -> ExitCode {
     let journal = Arc::new(Journal::new(args.verbose));
-    let mut cluster = match Cluster::start(&args.catena, &args.dir, &journal).await {
+    let mut cluster = match Cluster::start(&args.catena, &args.dir, args.fdb.clone(), &journal).await {
         Ok(cluster) => cluster,
         Err(what) => {
             eprintln!("chaos: the cluster does not start: {what}");
@@ -92,6 +113,11 @@ async fn run(args: Args) -> ExitCode {
         _ = tokio::signal::ctrl_c() => Err("interrupted".to_owned()),
     };
     cluster.stop().await;
+    let keep = outcome.is_err() || args.keep;
+    let outcome = match keep {
+        true => outcome,
+        false => cluster.forget().await,
+    };
     let failed = outcome.is_err();
     if let Err(what) = &outcome {
         journal.dump();

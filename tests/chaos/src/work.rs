@@ -1,4 +1,5 @@
-//! The workload: several clients, each the only writer of its own files and of its own directory, all reading everybody's files.
+//! The workload: several clients, each the only writer of its own files and of its own directory, all reading everybody's files, and all
+//! of them together at the same names in the directories that they share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -15,6 +16,7 @@ use crate::journal::Journal;
 use crate::logs::{Logs, Step};
 use crate::model::{BLOCK, Model};
 use crate::names::Names;
+use crate::shared;
 
 const CLIENTS: usize = 3;
 const FILES: usize = 2;
@@ -103,6 +105,12 @@ impl Work {
                 Kept::Names(names)
             }));
         }
+        let (everybody, all, random) = (shared.clone(), clients.clone(), seed ^ 0x5a << 24);
+        tasks.push(tokio::spawn(async move {
+            let outcome = shared::histories(&all, random, &everybody.done, &everybody.journal).await;
+            everybody.tell(outcome);
+            Kept::Nothing
+        }));
         let (tasks, kept) = (parking_lot::Mutex::new(tasks), parking_lot::Mutex::default());
         Ok(Work { shared, clients, tasks, kept, failure })
     }

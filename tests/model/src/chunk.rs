@@ -1,6 +1,6 @@
 //! A chunk as a row of cells: each holds the number of the write that put its bytes there, 0 for zeros.
 
-use super::linear::Model;
+use crate::linear::Model;
 
 /// Number of a write; 0 is what nobody wrote.
 pub type Stamp = u32;

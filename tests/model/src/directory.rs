@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use catena_proto::status::Status;
 
-use super::linear::Model;
+use crate::linear::Model;
 
 /// Where: a directory, or a name in it.
 pub type Place = (u8, Option<u8>);

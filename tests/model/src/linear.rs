@@ -7,6 +7,9 @@
 use std::collections::HashSet;
 use std::hash::Hash;
 
+/// Configurations after which a search is given up: some seconds.
+const MOST: usize = 400_000;
+
 /// A sequential specification.
 pub trait Model {
     /// What operations act on.
@@ -44,6 +47,23 @@ pub enum Verdict {
     },
     /// The search was given up.
     TooLarge,
+}
+
+/// What is wrong with a history, if no order of it can be found: what was explained last, and what did not fit then.
+pub fn explain<M: Model>(model: &M, what: &str, calls: &[Call<M::Op>]) -> Option<String>
+where
+    M::Op: std::fmt::Debug,
+{
+    match check(model, calls, MOST) {
+        Verdict::Linearizable => None,
+        Verdict::TooLarge => Some(format!("undecided: {what}: the search for an order was given up")),
+        Verdict::Not { placed, stuck } => {
+            let shown = |at: &usize| format!("{:?}", calls[*at]);
+            let last: Vec<String> = placed.iter().rev().take(4).rev().map(shown).collect();
+            let stuck: Vec<String> = stuck.iter().take(6).map(shown).collect();
+            Some(format!("linearizable: {what}: after {last:?} none of these fits: {stuck:?}"))
+        }
+    }
 }
 
 /// Searches; gives up after `most` configurations.

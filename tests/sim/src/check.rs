@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use catena_model::chunk::{Chunk, Op};
+use catena_model::linear::{Call, explain};
 use catena_proto::ids::{ChunkId, InodeId, TargetId};
 use catena_proto::routing::PublicState;
 use catena_rt::time::sleep;
 use catena_storage_client::{Replica, StorageClient};
-
-use crate::model::chunk::{Chunk, Op};
-use crate::model::directory::{self, Directories};
-use crate::model::linear::{self, Call, Model, Verdict};
 
 /// Version, length and checksum of every chunk of a target.
 type Contents = BTreeMap<ChunkId, (u64, u64, u32, u32)>;
@@ -83,28 +81,7 @@ pub async fn converged(storage: &StorageClient) -> Vec<String> {
     wrong
 }
 
-fn explain<M: Model>(model: &M, what: &str, calls: &[Call<M::Op>]) -> Option<String>
-where
-    M::Op: std::fmt::Debug,
-{
-    match linear::check(model, calls, 400_000) {
-        Verdict::Linearizable => None,
-        Verdict::TooLarge => Some(format!("undecided: {what}: the search for an order was given up")),
-        Verdict::Not { placed, stuck } => {
-            let shown = |at: &usize| format!("{:?}", calls[*at]);
-            let last: Vec<String> = placed.iter().rev().take(4).rev().map(shown).collect();
-            let stuck: Vec<String> = stuck.iter().take(6).map(shown).collect();
-            Some(format!("linearizable: {what}: after {last:?} none of these fits: {stuck:?}"))
-        }
-    }
-}
-
 /// Invariants 2 and 5 for one chunk: one order explains everything that was told.
 pub fn chunk(index: u32, calls: &[Call<Op>]) -> Option<String> {
     explain(&Chunk, &format!("chunk {index}"), calls)
-}
-
-/// The same for the namespace.
-pub fn namespace(calls: &[Call<directory::Op>]) -> Option<String> {
-    explain(&Directories, "the namespace", calls)
 }

@@ -7,7 +7,6 @@ pub mod cases;
 pub mod check;
 pub mod cluster;
 pub mod faults;
-pub mod model;
 pub mod mutants;
 pub mod run;
 pub mod witness;

@@ -202,11 +202,11 @@ async fn on_names(world: &Arc<World>, nemesis: &mut Nemesis, rng: &mut StdRng) -
     if !clients.finish(Duration::from_secs(600)).await {
         broken.push("live: clients of the namespace do not come to an end".to_owned());
     }
-    let calls = clients.history.calls.lock().clone();
-    broken.extend(check::namespace(&calls));
+    broken.extend(clients.history.contradiction());
     let errors = clients.history.errors.lock().clone();
     errors.iter().for_each(|error| tracing::info!(error, "a client was told"));
-    Outcome { operations: calls.len(), errors: errors.len(), broken, ..Outcome::default() }
+    let operations = clients.history.calls.lock().len();
+    Outcome { operations, errors: errors.len(), broken, ..Outcome::default() }
 }
 
 async fn on_files(world: &Arc<World>, nemesis: &mut Nemesis, rng: &mut StdRng) -> Outcome {

@@ -19,8 +19,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::cluster::World;
-use crate::model::chunk::{Change, Op, Stamp};
-use crate::model::linear::Call;
+use catena_model::chunk::{Change, Op, Stamp};
+use catena_model::linear::Call;
 
 /// The inode that all chunks belong to.
 const INODE: InodeId = InodeId(0x51);
