@@ -6,6 +6,7 @@
 //!   disk; FoundationDB fits the same traits.
 //! - [`fault`] wraps any database and injects conflicts, unknown commit results and outages.
 //! - [`local`] is the kit of which `mem` and `embedded` are built: conflict window, read-your-writes overlay, limits.
+//! - [`reserved`] has the keys of the tools that look after a store.
 //! - `conformance` (feature of that name) is the suite that every backend must pass.
 //!
 //! ```
@@ -36,6 +37,7 @@ pub mod limits;
 pub mod local;
 pub mod mem;
 mod range;
+pub mod reserved;
 mod retry;
 mod subspace;
 mod versionstamp;

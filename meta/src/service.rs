@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use catena_kv::reserved::{RESTORE_MARKER, RESTORE_UNFINISHED};
 use catena_kv::{Database, KvError, TxOptions};
 use catena_mgmtd_client::RoutingWatch;
 use catena_proto::clock::Clock;
@@ -136,6 +138,9 @@ impl Service {
         let cluster = self.settings.cluster;
         let root = self.settings.root;
         let done = transact!(self.run, |tx| {
+            if tx.get(Bytes::from_static(RESTORE_MARKER)).await?.is_some() {
+                return refuse(Status::Internal, RESTORE_UNFINISHED);
+            }
             match tx.get(key::cluster()).await? {
                 Some(id) if id[..] == cluster.0.to_be_bytes() => {}
                 Some(id) => {

@@ -373,3 +373,21 @@ async fn another_cluster_s_store_is_refused() {
     assert_eq!(refused.status, Status::WrongCluster);
     world.another(6).service.initialise().await.expect("its own");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_a_restore_left_half_filled_is_refused() {
+    let world = World::new().await;
+    let tx = world.db.begin(catena_kv::TxOptions::default()).unwrap();
+    tx.set(catena_kv::reserved::RESTORE_MARKER, b"run").unwrap();
+    tx.commit().await.unwrap();
+    let parts = Parts {
+        db: world.db.clone(),
+        chunks: world.chunks.clone(),
+        routing: world.routing.clone(),
+        clock: world.clock.clone(),
+        seed: 5,
+    };
+    let refused = Service::new(common::settings(), parts).initialise().await.unwrap_err();
+    assert_eq!(refused.status, Status::Internal);
+    assert!(refused.message.contains("with --replace"), "{refused}");
+}

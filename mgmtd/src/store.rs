@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use catena_kv::{Database, Isolation, Jitter, KvError, KvFailure, RangeQuery, Retry, Tx, transact};
+use catena_kv::reserved::RESTORE_UNFINISHED;
 use catena_proto::ids::*;
 use catena_proto::pb;
 use catena_proto::routing::{RoutingError, RoutingInfo, wide_bytes, wide_id};
@@ -37,6 +38,9 @@ pub enum StoreError {
         /// The store's.
         theirs: ClusterId,
     },
+    /// It is half filled.
+    #[error("the mgmtd store: {RESTORE_UNFINISHED}")]
+    HalfRestored,
     /// Another process is primary now.
     #[error(
         "node n{} has become the primary mgmtd (term {}); this one may not change anything any more",

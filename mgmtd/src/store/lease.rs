@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use catena_kv::reserved::restore_unfinished;
 use catena_kv::{Isolation, RangeQuery, Tx};
 use catena_proto::ids::{ClusterId, NodeId};
 use catena_proto::pb;
@@ -163,8 +164,11 @@ impl Store {
         .await
     }
 
-    /// Whether the store was initialised; an error if it is another cluster's.
+    /// Whether the store was initialised; an error if it is another cluster's, or half restored.
     async fn check(&self, tx: &Tx) -> Result<bool, StoreError> {
+        if restore_unfinished(tx).await? {
+            return Err(StoreError::HalfRestored);
+        }
         let Some(value) = tx.get(&keys::cluster(), Isolation::Serializable).await? else { return Ok(false) };
         let record: ClusterRecord = decode(&keys::cluster(), &value)?;
         let theirs = ClusterId(wide_id(&record.cluster).unwrap_or_default());

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use catena_kv::fault::{Fault, Faulty, Point};
-use catena_kv::{Database, KvError};
+use catena_kv::{Database, KvError, TxOptions};
 use catena_kv_testing::database;
 use catena_mgmtd::Service;
 use catena_mgmtd::store::StoreError;
@@ -55,6 +55,25 @@ async fn the_store_of_another_cluster_is_refused_by_name() {
         error.to_string(),
         "the mgmtd store belongs to cluster 00000000000000000000000000000007, the configuration says 00000000000000000000000000000008: correct `cluster` or `store`"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_a_restore_left_half_filled_is_refused_until_the_restore_is_done() {
+    let db = mem();
+    let mark = async |set: bool| {
+        let tx = db.begin(TxOptions::default()).unwrap();
+        match set {
+            true => tx.set(catena_kv::reserved::RESTORE_MARKER, b"run").unwrap(),
+            false => tx.clear(catena_kv::reserved::RESTORE_MARKER).unwrap(),
+        }
+        tx.commit().await.unwrap();
+    };
+    mark(true).await;
+    let error = Service::open(parts(db.clone(), 1)).await.err().unwrap();
+    assert_eq!(error, StoreError::HalfRestored);
+    assert!(error.to_string().contains("with --replace"), "{error}");
+    mark(false).await;
+    Service::open(parts(db.clone(), 1)).await.expect("a store like any other");
 }
 
 #[tokio::test(start_paused = true)]
