@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use catena_kv::{Database, Isolation, Jitter, KvError, KvFailure, RangeQuery, Retry, Tx, transact};
 use catena_kv::reserved::RESTORE_UNFINISHED;
+use catena_kv::{Database, Isolation, Jitter, KvError, KvFailure, RangeQuery, Retry, Tx, transact};
 use catena_proto::ids::*;
 use catena_proto::pb;
 use catena_proto::routing::{RoutingError, RoutingInfo, wide_bytes, wide_id};

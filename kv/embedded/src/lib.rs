@@ -101,6 +101,11 @@ pub struct EmbeddedDatabase {
 }
 
 impl EmbeddedDatabase {
+    /// Whether there is a store in `directory`, which [`EmbeddedDatabase::open`] would otherwise make.
+    pub fn exists(directory: impl AsRef<Path>) -> bool {
+        directory.as_ref().join("FORMAT").is_file()
+    }
+
     /// Opens the store in `directory`, creating both as needed. Blocks while it recovers: call it at start.
     pub fn open(directory: impl AsRef<Path>, options: Options) -> Result<EmbeddedDatabase, OpenError> {
         let (directory, found) = Directory::lock(directory.as_ref())?;

@@ -276,8 +276,21 @@ mod tests {
     #[test]
     fn no_kind_of_key_is_another_s_or_mgmtd_s() {
         let kinds = [
-            &INODE[..], ENTRY, XATTR, SESSION, OUTCOME, ALLOCATOR, RECLAIM, TRASH, TRUNCATE, COUNTER, CONFIG,
-            PERIOD, b"MGMT", catena_kv::reserved::RESTORE_MARKER, catena_kv::reserved::PROBE,
+            &INODE[..],
+            ENTRY,
+            XATTR,
+            SESSION,
+            OUTCOME,
+            ALLOCATOR,
+            RECLAIM,
+            TRASH,
+            TRUNCATE,
+            COUNTER,
+            CONFIG,
+            PERIOD,
+            b"MGMT",
+            catena_kv::reserved::RESTORE_MARKER,
+            catena_kv::reserved::PROBE,
         ];
         let distinct: std::collections::BTreeSet<_> = kinds.iter().map(|kind| &kind[..4]).collect();
         assert_eq!(distinct.len(), kinds.len());

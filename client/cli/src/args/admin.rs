@@ -2,6 +2,8 @@
 
 use clap::Subcommand;
 
+use super::kv::KvCommand;
+
 /// `catena admin`.
 #[derive(Subcommand, Debug)]
 pub enum AdminCommand {
@@ -66,6 +68,13 @@ A target that is waiting has its turn when the one before it in its chain is don
         /// Also the last finished session of every target that serves.
         #[arg(long)]
         all: bool,
+    },
+    /// The stores of mgmtd and meta: how they are, all of it into a file, and back.
+    #[command(after_help = super::kv::KV)]
+    Kv {
+        /// What.
+        #[command(subcommand)]
+        command: KvCommand,
     },
     /// Clients that have a session.
     #[command(after_help = "Examples:\n  catena admin clients")]
@@ -200,6 +209,7 @@ impl AdminCommand {
             AdminCommand::Scrub { command: ScrubCommand::Status { .. } } => "scrub status",
             AdminCommand::Scrub { command: ScrubCommand::Stop { .. } } => "scrub stop",
             AdminCommand::Resync { .. } => "resync",
+            AdminCommand::Kv { command } => command.name(),
             AdminCommand::Clients => "clients",
             AdminCommand::Fsck(_) => "fsck",
         }

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod bench;
 pub mod fs;
+pub mod kv;
 pub mod local;
 
 use std::path::PathBuf;

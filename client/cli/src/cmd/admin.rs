@@ -1,5 +1,6 @@
 //! `catena admin`: what mgmtd knows, as tables or as JSON.
 
+mod kv;
 mod scrub;
 
 use catena_proto::ids::{ChainId, TargetId};
@@ -22,6 +23,9 @@ use crate::units;
 pub async fn run(command: AdminCommand, cluster: &ClusterArgs, out: Output) -> Result<()> {
     if let AdminCommand::Clients = command {
         return clients(cluster, out).await;
+    }
+    if let AdminCommand::Kv { command } = command {
+        return kv::run(command, cluster, out).await;
     }
     if let AdminCommand::Scrub { command } = command {
         return scrub::run(command, cluster, out).await;
@@ -79,6 +83,7 @@ pub async fn run(command: AdminCommand, cluster: &ClusterArgs, out: Output) -> R
         AdminCommand::Tables { .. } => tables(&routing, out),
         AdminCommand::Routing => summary(&routing, out),
         AdminCommand::Clients
+        | AdminCommand::Kv { .. }
         | AdminCommand::Scrub { .. }
         | AdminCommand::Chain { .. }
         | AdminCommand::Resync { .. }

@@ -162,15 +162,14 @@ impl Directory {
 
     /// All services, mgmtd first.
     pub fn services(&self) -> Vec<Spec> {
-        let spec = |name: String, kind, node| Spec {
-            config: self.root.join(format!("config/{name}.toml")),
-            log: self.root.join(format!("logs/{name}.log")),
-            pid: self.root.join(format!("run/{name}.pid")),
-            name,
-            kind,
-            node,
-        };
-        names_of(&self.shape).into_iter().map(|(name, kind, node)| spec(name, kind, node)).collect()
+        services_of(&self.root, &self.shape)
+    }
+
+    /// The services of the cluster in `root`, which another process may be running.
+    pub fn services_in(root: &Path) -> Result<Vec<Spec>> {
+        let file = root.join("dev.toml");
+        let state: State = toml_file::parse(&file, &toml_file::read(&file)?)?;
+        Ok(services_of(root, &state.shape))
     }
 
     /// Fails if somebody listens on one of the cluster's ports.
@@ -257,6 +256,18 @@ impl Directory {
 
 fn make_dir(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|error| Failure::io(path.display(), error))
+}
+
+fn services_of(root: &Path, shape: &Shape) -> Vec<Spec> {
+    let spec = |name: String, kind, node| Spec {
+        config: root.join(format!("config/{name}.toml")),
+        log: root.join(format!("logs/{name}.log")),
+        pid: root.join(format!("run/{name}.pid")),
+        name,
+        kind,
+        node,
+    };
+    names_of(shape).into_iter().map(|(name, kind, node)| spec(name, kind, node)).collect()
 }
 
 /// The names of the ports that a shape needs.

@@ -5,4 +5,5 @@ mod bench;
 mod cluster;
 mod demo;
 mod fsck;
+mod kv;
 mod run;
