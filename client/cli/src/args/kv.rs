@@ -4,11 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::args::local::StoreArgs;
+
 /// Of the group.
 pub const KV: &str = "Examples:
   catena admin kv status --dir ./cluster
   catena admin kv backup --config mgmtd.toml --config meta.toml --out cluster.backup
-  catena admin kv restore --config mgmtd.toml --config meta.toml --in cluster.backup";
+  catena admin kv restore --config mgmtd.toml --config meta.toml --in cluster.backup
+  catena admin kv move --dir ./cluster --kv fdb --cluster-file /etc/foundationdb/fdb.cluster";
 
 const STATUS: &str = "Writes one key, and removes it again.
 Examples:
@@ -28,6 +31,13 @@ Examples:
   catena admin kv restore --config mgmtd.toml --config meta.toml --in cluster.backup
   catena admin kv restore --dir ./cluster --in cluster.backup --replace";
 
+const MOVE: &str = "The cluster must be stopped; chunks stay where they are. What the cluster had before is left as it is, so that nothing depends on the
+first start with the new store: remove it when you are sure. To move back, add --replace.
+A cluster of services with configurations of their own is moved with backup, a changed [store] table, and restore.
+Examples:
+  catena admin kv move --dir ./cluster --kv fdb --cluster-file /etc/foundationdb/fdb.cluster
+  catena admin kv move --dir ./cluster --kv embedded --replace";
+
 /// `catena admin kv`.
 #[derive(Subcommand, Debug)]
 pub enum KvCommand {
@@ -40,6 +50,9 @@ pub enum KvCommand {
     /// Fill empty stores from such a file.
     #[command(after_help = RESTORE)]
     Restore(RestoreArgs),
+    /// Move the stores of a `catena dev` directory to another kind of store.
+    #[command(after_help = MOVE)]
+    Move(MoveArgs),
 }
 
 /// Which stores.
@@ -82,6 +95,20 @@ pub struct RestoreArgs {
     pub replace: bool,
 }
 
+/// `catena admin kv move`.
+#[derive(Args, Debug)]
+pub struct MoveArgs {
+    /// The directory of a `catena dev`.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Where to.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Remove what is in the stores it is moved to.
+    #[arg(long)]
+    pub replace: bool,
+}
+
 impl KvCommand {
     /// Its name on the command line.
     pub fn name(&self) -> &'static str {
@@ -89,6 +116,7 @@ impl KvCommand {
             KvCommand::Status(_) => "kv status",
             KvCommand::Backup(_) => "kv backup",
             KvCommand::Restore(_) => "kv restore",
+            KvCommand::Move(_) => "kv move",
         }
     }
 }

@@ -16,6 +16,7 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use catena_kv::StoreConfig;
 use catena_proto::ids::ClusterId;
 use catena_proto::token::Token;
 use rustix::fs::{FlockOperation, flock};
@@ -26,6 +27,7 @@ use crate::cluster_file::{Cluster, write_private};
 use crate::exit::{Exit, Failure, Result};
 use crate::local::ports;
 use crate::local::shape::{Shape, Wish};
+use crate::local::store::Store;
 use crate::toml_file;
 
 /// Node numbers: storage nodes count from 1, so that `storage-2` is node 2. The only mgmtd:
@@ -170,6 +172,26 @@ impl Directory {
         let file = root.join("dev.toml");
         let state: State = toml_file::parse(&file, &toml_file::read(&file)?)?;
         Ok(services_of(root, &state.shape))
+    }
+
+    /// Where mgmtd and meta keep their data, or would with another `store`: for whom (`Kv` is for both), and where.
+    pub fn stores(&self, store: &Store) -> Vec<(ServiceKind, StoreConfig)> {
+        let embedded = |name: &str| StoreConfig::Embedded { path: self.root.join(name) };
+        let shape = Shape { store: store.clone(), ..self.shape.clone() };
+        match store.shared(None) {
+            Some(shared) => vec![(ServiceKind::Kv, shared)],
+            None if shape.shares_store() => vec![(ServiceKind::Kv, embedded("kv"))],
+            None => {
+                vec![(ServiceKind::Mgmtd, embedded("mgmtd")), (ServiceKind::Meta, embedded("meta"))]
+            }
+        }
+    }
+
+    /// From its next start on the cluster uses `store`.
+    pub fn move_to(&mut self, store: Store) -> Result<()> {
+        self.shape.store = store;
+        // Services that this shape has and the one before had not get their ports when the cluster starts.
+        self.write()
     }
 
     /// Fails if somebody listens on one of the cluster's ports.

@@ -1,5 +1,6 @@
 //! `catena admin kv`: the stores below mgmtd and meta.
 
+mod moving;
 mod status;
 mod stores;
 
@@ -9,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use catena_kv::{Database, Isolation, KvError, StoreConfig, TxOptions};
 use catena_kv_archive::{
-    Archive, ArchiveError, BackupError, BackupOptions, Flaw, Phase, Progress, ReadError, RestoreError,
-    RestoreOptions, Source, Tally, Target, backup, restore,
+    Archive, ArchiveError, BackupError, BackupOptions, BackupReport, Flaw, Phase, Progress, ReadError,
+    RestoreError, RestoreOptions, Source, Tally, Target, backup, restore,
 };
 use catena_mgmtd::record;
 use catena_proto::ids::ClusterId;
@@ -36,37 +37,14 @@ pub async fn run(command: KvCommand, cluster: &ClusterArgs, out: Output) -> Resu
         KvCommand::Status(args) => status::run(&args, cluster.contact(), out).await,
         KvCommand::Backup(args) => save(args, cluster, out).await,
         KvCommand::Restore(args) => bring_back(args, cluster, out).await,
+        KvCommand::Move(args) => moving::run(args, cluster, out).await,
     }
 }
 
 async fn save(args: BackupArgs, cluster: &ClusterArgs, out: Output) -> Result<()> {
     let mut stores = Stores::find(&args.stores)?;
     stores.for_reading()?;
-    let opened = open_all(&stores, false)?;
-    for (place, db) in &opened {
-        check_owner(&stores, place, &**db).await?;
-    }
-    let sources: Vec<_> = opened
-        .iter()
-        .map(|(place, db)| Source {
-            db: &**db,
-            name: &place.name,
-            keys: place.keys(),
-            exclusive: place.exclusive(),
-        })
-        .collect();
-    let options = BackupOptions {
-        cluster: stores.cluster,
-        made: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        release: env!("CARGO_PKG_VERSION").into(),
-        stopped: args.stopped,
-        patience: cluster.timeout.unwrap_or(PATIENCE),
-        seed: rand::random(),
-    };
-    let bar = Bar::default();
-    let made = backup(&sources, &args.out, &options, &|progress| bar.show(progress)).await;
-    bar.end();
-    let made = made.map_err(backup_failure)?;
+    let made = save_to(&stores, &args.out, args.stopped, cluster).await?;
     if made.left_out > 0 {
         eprintln!(
             "catena: admin kv backup: {} records were left out: they lie in the store of a service that does not use them",
@@ -98,6 +76,35 @@ async fn save(args: BackupArgs, cluster: &ClusterArgs, out: Output) -> Result<()
     Ok(())
 }
 
+/// Everything in `stores` into the file `out`.
+async fn save_to(stores: &Stores, out: &Path, stopped: bool, cluster: &ClusterArgs) -> Result<BackupReport> {
+    let opened = open_all(stores, false)?;
+    for (place, db) in &opened {
+        check_owner(stores, place, &**db).await?;
+    }
+    let sources: Vec<_> = opened
+        .iter()
+        .map(|(place, db)| Source {
+            db: &**db,
+            name: &place.name,
+            keys: place.keys(),
+            exclusive: place.exclusive(),
+        })
+        .collect();
+    let options = BackupOptions {
+        cluster: stores.cluster,
+        made: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        release: env!("CARGO_PKG_VERSION").into(),
+        stopped,
+        patience: cluster.timeout.unwrap_or(PATIENCE),
+        seed: rand::random(),
+    };
+    let bar = Bar::default();
+    let made = backup(&sources, out, &options, &|progress| bar.show(progress)).await;
+    bar.end();
+    made.map_err(backup_failure)
+}
+
 async fn bring_back(args: RestoreArgs, cluster: &ClusterArgs, out: Output) -> Result<()> {
     let stores = Stores::find(&args.stores)?;
     let bar = Bar::default();
@@ -108,28 +115,7 @@ async fn bring_back(args: RestoreArgs, cluster: &ClusterArgs, out: Output) -> Re
         let (ours, theirs) = (stores.cluster, archive.header().cluster);
         return Err(restore_failure(RestoreError::OtherCluster { ours, theirs }));
     }
-    let opened = open_all(&stores, true)?;
-    for (place, db) in &opened {
-        check_owner(&stores, place, &**db).await?;
-    }
-    let targets: Vec<_> = opened
-        .iter()
-        .map(|(place, db)| Target {
-            db: &**db,
-            name: &place.name,
-            keys: place.keys(),
-            clears_at_once: matches!(place.config, StoreConfig::Fdb(_)),
-        })
-        .collect();
-    let options = RestoreOptions {
-        cluster: stores.cluster,
-        replace: args.replace,
-        run: rand::random(),
-        patience: cluster.timeout.unwrap_or(PATIENCE),
-    };
-    let done = restore(&archive, &targets, &options, &|progress| bar.show(progress)).await;
-    bar.end();
-    done.map_err(restore_failure)?;
+    fill(&stores, &archive, args.replace, cluster).await?;
     let names: Vec<_> = stores.places.iter().map(|place| place.name.as_str()).collect();
     let tally = archive.tally();
     if out.json {
@@ -147,6 +133,34 @@ async fn bring_back(args: RestoreArgs, cluster: &ClusterArgs, out: Output) -> Re
             names.join(" and ")
         ));
     }
+    Ok(())
+}
+
+/// Everything of `archive` into `stores`.
+async fn fill(stores: &Stores, archive: &Archive, replace: bool, cluster: &ClusterArgs) -> Result<()> {
+    let bar = Bar::default();
+    let opened = open_all(stores, true)?;
+    for (place, db) in &opened {
+        check_owner(stores, place, &**db).await?;
+    }
+    let targets: Vec<_> = opened
+        .iter()
+        .map(|(place, db)| Target {
+            db: &**db,
+            name: &place.name,
+            keys: place.keys(),
+            clears_at_once: matches!(place.config, StoreConfig::Fdb(_)),
+        })
+        .collect();
+    let options = RestoreOptions {
+        cluster: stores.cluster,
+        replace: replace,
+        run: rand::random(),
+        patience: cluster.timeout.unwrap_or(PATIENCE),
+    };
+    let done = restore(archive, &targets, &options, &|progress| bar.show(progress)).await;
+    bar.end();
+    done.map_err(restore_failure)?;
     Ok(())
 }
 
@@ -256,6 +270,7 @@ fn meaning(kind: &str) -> &'static str {
         "TRNC" => "files being cut",
         "CNTR" => "counters",
         "CONF" => "configuration",
+        "PERI" => "copies of the period of requests",
         _ => "unknown to this release",
     }
 }

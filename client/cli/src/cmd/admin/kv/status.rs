@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use catena_kv::reserved::{PROBE, RESTORE_UNFINISHED};
-use catena_kv::{Database, Jitter, KvError, Retry, StoreConfig, TxOptions, transact};
+use catena_kv::{Database, FdbConfig, Jitter, KvError, Retry, StoreConfig, TxOptions, transact};
 use catena_kv_archive::{Census, Keys, census};
+use catena_kv_fdb::FdbDatabase;
 use catena_proto::ids::ClusterId;
 use serde_json::{Value, json};
 
@@ -77,7 +78,7 @@ async fn look(place: &Place, db: &dyn Database, patience: Duration) -> Result<Fo
         tokio::time::timeout(patience, owners(db)).await.unwrap_or(Err(KvError::TimedOut)).map_err(failed)?;
     let write = probe(db, patience).await.map_err(failed)?;
     let census = census(db, COUNTING, COUNTED, rand::random()).await.map_err(failed)?;
-    Ok(Found { owners, version, read, write, census, own: own_words(&place.config) })
+    Ok(Found { owners, version, read, write, census, own: own_words(&place.config).await })
 }
 
 /// How long a small write takes. What it writes means nothing, and is removed.
@@ -92,15 +93,38 @@ async fn probe(db: &dyn Database, patience: Duration) -> Result<Duration, KvErro
 }
 
 /// What a backend has to say of itself besides; nothing where its directory or address is all there is.
-fn own_words(config: &StoreConfig) -> Vec<(&'static str, String)> {
+async fn own_words(config: &StoreConfig) -> Vec<(&'static str, String)> {
     match config {
         StoreConfig::Fdb(fdb) => {
             let mut words = vec![("cluster file", fdb.cluster_file.display().to_string())];
             words.extend(fdb.prefix.as_ref().map(|prefix| ("prefix", prefix.escape_debug().to_string())));
+            words.extend(foundationdb(fdb).await);
             words
         }
         StoreConfig::Embedded { .. } | StoreConfig::Remote { .. } | StoreConfig::Mem => Vec::new(),
     }
+}
+
+/// What FoundationDB says of its cluster. It answers here, so if it does not say how it is, that is all there is to say.
+async fn foundationdb(config: &FdbConfig) -> Vec<(&'static str, String)> {
+    let health = match FdbDatabase::open(config) {
+        Ok(fdb) => fdb.health().await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let health = match health {
+        Ok(health) => health,
+        Err(error) => return vec![("FoundationDB", format!("does not say how it is: {error}"))],
+    };
+    let (reachable, coordinators) = health.coordinators;
+    let mut words = vec![
+        ("FoundationDB", format!("{}, {} processes", health.version, health.processes)),
+        ("configured", format!("{} {}", health.redundancy, health.engine)),
+        ("coordinators", format!("{reachable} of {coordinators} answer")),
+        ("data", format!("{}, {} in the whole database", health.data, units::size(health.bytes))),
+        ("tolerates", format!("the loss of {} machines", health.failures_tolerated)),
+    ];
+    words.extend(health.messages.into_iter().map(|message| ("it complains", message)));
+    words
 }
 
 fn whose(place: &Place) -> &'static str {

@@ -11,10 +11,12 @@ use catena_proto::token::Token;
 
 use crate::args::ServiceKind;
 use crate::args::kv::StoresArgs;
+use crate::cluster_file::Cluster;
 use crate::cmd::config::{load_kv, load_meta, load_mgmtd};
 use crate::exit::{Exit, Failure, Result};
 use crate::local::directory::Directory;
 use crate::local::shape::Wish;
+use crate::local::store::Store;
 use crate::toml_file;
 
 /// The stores of one cluster.
@@ -25,7 +27,7 @@ pub struct Stores {
     /// Each store once.
     pub places: Vec<Place>,
     /// Of a `catena dev` that does not run, and cannot be started meanwhile.
-    _directory: Option<Directory>,
+    directory: Option<Directory>,
 }
 
 /// A store that was named.
@@ -79,7 +81,7 @@ impl Stores {
                 cluster: named.cluster,
                 token: named.token,
                 places: Vec::new(),
-                _directory: None,
+                directory: None,
             });
             if named.cluster != stores.cluster {
                 let message = format!(
@@ -93,8 +95,28 @@ impl Stores {
             stores.add(named).map_err(|failure| failure.about(file.display()))?;
         }
         let mut stores = stores.ok_or_else(|| Failure::usage("no configuration was named"))?;
-        stores._directory = directory;
+        stores.directory = directory;
         Ok(stores)
+    }
+
+    /// Those that the cluster in `directory` would have with another `store`.
+    pub fn of(directory: &Directory, store: &Store) -> Result<Stores> {
+        let Cluster { id: cluster, token, .. } = *directory.cluster();
+        let mut stores = Stores { cluster, token, places: Vec::new(), directory: None };
+        for (kind, config) in directory.stores(store) {
+            stores.add(Named { cluster, token, config, kind })?;
+        }
+        Ok(stores)
+    }
+
+    /// The directory of a `catena dev` that does not run, if that is where they were found.
+    pub fn directory(&self) -> Option<&Directory> {
+        self.directory.as_ref()
+    }
+
+    /// The same, and nothing else.
+    pub fn into_directory(self) -> Option<Directory> {
+        self.directory
     }
 
     fn add(&mut self, named: Named) -> Result<()> {
@@ -226,7 +248,7 @@ mod tests {
     }
 
     fn none() -> Stores {
-        Stores { cluster: ClusterId(1), token: Token([0; 32]), places: Vec::new(), _directory: None }
+        Stores { cluster: ClusterId(1), token: Token([0; 32]), places: Vec::new(), directory: None }
     }
 
     #[test]
