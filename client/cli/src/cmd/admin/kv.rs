@@ -154,7 +154,7 @@ async fn fill(stores: &Stores, archive: &Archive, replace: bool, cluster: &Clust
         .collect();
     let options = RestoreOptions {
         cluster: stores.cluster,
-        replace: replace,
+        replace,
         run: rand::random(),
         patience: cluster.timeout.unwrap_or(PATIENCE),
     };
