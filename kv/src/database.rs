@@ -70,7 +70,7 @@ pub trait Transaction: Send + Sync {
     /// Removes `key`; no error if it is absent.
     fn clear(&self, key: &[u8]) -> Result<(), KvError>;
 
-    /// Removes every key in `begin..end`. Costs the embedded backends time for each key present, at commit.
+    /// Removes every key in `begin..end`; an empty range is no write. Costs the embedded backends time for each key present, at commit.
     fn clear_range(&self, begin: &[u8], end: &[u8]) -> Result<(), KvError>;
 
     /// Changes the value at commit without reading it here, so that concurrent ones do not conflict.

@@ -19,7 +19,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 pub use buffer::{Buffer, ReadAt};
-pub use group::{Commit, Effects, Group, Mutation};
+pub use group::{Commit, Effects, Group, Mutation, stamped_range};
 pub use spans::{Span, Spans};
 pub use transaction::LocalTransaction;
 pub use window::ConflictWindow;

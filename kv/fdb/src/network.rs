@@ -37,7 +37,7 @@ fn boot() -> Result<(), OpenError> {
     if let Some(directory) = std::env::var_os(TRACE).map(PathBuf::from) {
         network = network.set_option(NetworkOption::TraceEnable(directory.display().to_string()))?;
     }
-    // Signals are this program's.
+    // Every transaction would otherwise leave samples in the database, for tools that only FoundationDB's developers use.
     network = network.set_option(NetworkOption::DisableClientStatisticsLogging)?;
     let (runner, wait) = network.build()?;
     let thread = std::thread::Builder::new().name("fdb-network".into()).spawn(move || {

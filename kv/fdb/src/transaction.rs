@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use catena_kv::limits::{check_key, check_range, check_stamp, check_value};
+use catena_kv::local::stamped_range;
 use catena_kv::{
-    Atomic, BoxFuture, Isolation, KEY_LIMIT, KeyValue, KvError, RangeQuery, RangeResult, TRANSACTION_LIMIT,
-    Transaction, USER_KEY_END, Versionstamp,
+    Atomic, BoxFuture, Isolation, KEY_LIMIT, KeyValue, KvError, RangeQuery, RangeResult, TRANSACTION_AGE,
+    TRANSACTION_LIMIT, Transaction, USER_KEY_END, Versionstamp, key_after,
 };
 use catena_rt::time::Instant;
 use foundationdb::options::{ConflictRangeType, MutationType, StreamingMode};
@@ -38,6 +39,10 @@ struct State {
     size: usize,
     /// Whether there is anything to commit.
     wrote: bool,
+    /// Keys that are not known before the commit. FoundationDB refuses to read them too, and then refuses to commit.
+    unreadable: Vec<(Bytes, Bytes)>,
+    /// When the first read began: what the transaction's age is counted from. FoundationDB would go on answering what it has read already.
+    since: Option<Instant>,
 }
 
 enum Phase {
@@ -56,11 +61,36 @@ impl State {
     }
 }
 
+impl State {
+    /// Whether a read that begins now is in time.
+    fn check_age(&mut self, now: Instant) -> Result<(), KvError> {
+        let since = *self.since.get_or_insert(now);
+        match now.saturating_duration_since(since) > TRANSACTION_AGE {
+            true => Err(KvError::TooOld),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether `begin..end` is known before the commit.
+    fn check_readable(&self, begin: &[u8], end: &[u8]) -> Result<(), KvError> {
+        match self.unreadable.iter().any(|(from, to)| begin < &to[..] && &from[..] < end) {
+            true => Err(KvError::Unreadable),
+            false => Ok(()),
+        }
+    }
+}
+
 impl FdbTransaction {
     pub(crate) fn new(client: Arc<Client>, inner: foundationdb::Transaction, leaves: bool) -> FdbTransaction {
         FdbTransaction {
             client,
-            state: Mutex::new(State { phase: Phase::Open(inner), size: 0, wrote: false }),
+            state: Mutex::new(State {
+                phase: Phase::Open(inner),
+                size: 0,
+                wrote: false,
+                unreadable: Vec::new(),
+                since: None,
+            }),
             cancelled: Semaphore::new(0),
             leaves: leaves.then(OnceCell::new),
         }
@@ -82,11 +112,27 @@ impl FdbTransaction {
         Ok(())
     }
 
+    /// Writes a range. An empty one is nothing, to FoundationDB too.
+    fn write_range(
+        &self,
+        begin: &[u8],
+        end: &[u8],
+        size: usize,
+        write: impl FnOnce(&foundationdb::Transaction) -> FdbResult<()>,
+    ) -> Result<(), KvError> {
+        if begin == end {
+            self.state.lock().open()?;
+            return check_range(begin, end);
+        }
+        self.write(check_range(begin, end), size, write)
+    }
+
     /// Begins a read and waits for it.
     async fn read<T, F: Future<Output = FdbResult<T>>>(
         &self,
         begin: impl FnOnce(&foundationdb::Transaction) -> F,
     ) -> Result<T, KvError> {
+        self.state.lock().check_age(Instant::now())?;
         self.leave_version().await?;
         let read = begin(self.state.lock().open()?);
         self.client.read(0, read).await
@@ -112,6 +158,7 @@ impl FdbTransaction {
         if key.len() > KEY_LIMIT {
             return Ok(None);
         }
+        self.state.lock().check_readable(key, &key_after(key))?;
         let value = self.read(|tx| tx.get(key, isolation == Isolation::Snapshot)).await?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
@@ -119,6 +166,7 @@ impl FdbTransaction {
     async fn get_page(&self, query: &RangeQuery) -> Result<RangeResult, KvError> {
         self.state.lock().open()?;
         check_range(&query.begin, &query.end)?;
+        self.state.lock().check_readable(&query.begin, &query.end)?;
         let option = RangeOption {
             begin: KeySelector::first_greater_or_equal(&query.begin[..]),
             end: KeySelector::first_greater_or_equal(&query.end[..]),
@@ -223,7 +271,7 @@ impl Transaction for FdbTransaction {
 
     fn clear_range(&self, begin: &[u8], end: &[u8]) -> Result<(), KvError> {
         let size = 2 * (begin.len() + end.len()) + MUTATION_OVERHEAD;
-        self.write(check_range(begin, end), size, |tx| {
+        self.write_range(begin, end, size, |tx| {
             tx.clear_range(begin, end);
             Ok(())
         })
@@ -243,7 +291,9 @@ impl Transaction for FdbTransaction {
         self.write(check, sized(key, value), |tx| {
             tx.atomic_op(&stamped(key, offset), value, MutationType::SetVersionstampedKey);
             Ok(())
-        })
+        })?;
+        self.state.lock().unreadable.push(stamped_range(key, offset));
+        Ok(())
     }
 
     fn set_versionstamped_value(&self, key: &[u8], value: &[u8], offset: usize) -> Result<(), KvError> {
@@ -252,7 +302,9 @@ impl Transaction for FdbTransaction {
         self.write(check, sized(key, value), |tx| {
             tx.atomic_op(key, &stamped(value, offset), MutationType::SetVersionstampedValue);
             Ok(())
-        })
+        })?;
+        self.state.lock().unreadable.push((Bytes::copy_from_slice(key), key_after(key)));
+        Ok(())
     }
 
     fn add_read_conflict(&self, begin: &[u8], end: &[u8]) -> Result<(), KvError> {
@@ -267,9 +319,7 @@ impl Transaction for FdbTransaction {
 
     fn add_write_conflict(&self, begin: &[u8], end: &[u8]) -> Result<(), KvError> {
         let size = begin.len() + end.len() + RANGE_OVERHEAD;
-        self.write(check_range(begin, end), size, |tx| {
-            tx.add_conflict_range(begin, end, ConflictRangeType::Write)
-        })
+        self.write_range(begin, end, size, |tx| tx.add_conflict_range(begin, end, ConflictRangeType::Write))
     }
 
     fn read_version(&self) -> BoxFuture<'_, Result<u64, KvError>> {

@@ -134,7 +134,11 @@ impl Op {
     }
 
     pub(super) fn is_write(&self) -> bool {
-        !matches!(self, Op::Get(..) | Op::Range(..))
+        match self {
+            Op::Get(..) | Op::Range(..) => false,
+            Op::ClearRange(begin, end) => begin < end,
+            _ => true,
+        }
     }
 }
 

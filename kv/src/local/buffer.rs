@@ -143,6 +143,9 @@ impl Buffer {
     pub fn clear_range(&mut self, begin: &[u8], end: &[u8]) -> Result<(), KvError> {
         self.check_open()?;
         check_range(begin, end)?;
+        if begin == end {
+            return Ok(());
+        }
         let (begin, end) = (Bytes::copy_from_slice(begin), Bytes::copy_from_slice(end));
         self.overlay.clear_range(begin.clone(), end.clone());
         self.push(Mutation::ClearRange(begin, end));
@@ -204,6 +207,9 @@ impl Buffer {
     pub fn add_write_conflict(&mut self, begin: &[u8], end: &[u8]) -> Result<(), KvError> {
         self.check_open()?;
         check_range(begin, end)?;
+        if begin == end {
+            return Ok(());
+        }
         let span = Span::Range(Bytes::copy_from_slice(begin), Bytes::copy_from_slice(end));
         self.commit.writes.push(span);
         Ok(())

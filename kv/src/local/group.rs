@@ -204,7 +204,7 @@ fn stamped(template: &Bytes, offset: usize, stamp: Versionstamp) -> Bytes {
 }
 
 /// The keys that `template` may become: from all-zero stamp to all-ones stamp.
-pub(super) fn stamped_range(template: &[u8], offset: usize) -> (Bytes, Bytes) {
+pub fn stamped_range(template: &[u8], offset: usize) -> (Bytes, Bytes) {
     let with = |fill: u8| {
         let mut key = template.to_vec();
         key[offset..offset + VERSIONSTAMP_LEN].fill(fill);

@@ -45,7 +45,7 @@ impl Server {
             .arg(&data)
             .arg("--logdir")
             .arg(&self.directory)
-            .args(["--memory", "2GiB"])
+            .args(["--memory", "4GiB", "--storage-memory", "1GiB"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
