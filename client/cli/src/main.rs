@@ -33,7 +33,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.json;
     let name = cli.command.name();
-    match run(cli) {
+    let outcome = run(cli);
+    // Its network, if a store used it, must not outlive `main`.
+    catena_kv_fdb::stop();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => exit::report(&name, json, &failure),
     }

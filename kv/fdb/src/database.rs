@@ -75,6 +75,12 @@ impl Database for FdbDatabase {
     }
 }
 
+impl Drop for Client {
+    fn drop(&mut self) {
+        network::stop_at_exit();
+    }
+}
+
 impl Client {
     /// An error in the contract's classes, with the cluster's name where it helps.
     pub(crate) fn error(&self, error: foundationdb::FdbError, size: usize) -> KvError {

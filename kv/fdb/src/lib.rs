@@ -19,3 +19,4 @@ pub use cluster_file::check as check_cluster_file;
 pub use database::FdbDatabase;
 pub use error::OpenError;
 pub use health::Health;
+pub use network::stop;

@@ -1,5 +1,5 @@
 //! FoundationDB's client in this process: the library, and the one thread on which its network runs. Started by whoever opens a database
-//! first, stopped when the process exits.
+//! first, stopped by [`stop`], or when the process exits.
 
 #![allow(unsafe_code)]
 
@@ -51,21 +51,29 @@ fn boot() -> Result<(), OpenError> {
         message: format!("no thread for its network: {error}"),
     })?;
     *RUNNING.lock() = Some((wait.wait(), thread));
-    // SAFETY: `stop` does not unwind. Handlers run in reverse order: this one before the destructors that the library registered when it was
-    // loaded, which must not run while its network does.
-    if unsafe { libc::atexit(stop) } != 0 {
-        tracing::warn!(
-            "FoundationDB's network will not be stopped at exit: no room for another exit handler"
-        );
-    }
+    stop_at_exit();
     Ok(())
 }
 
-/// Stops the network and waits for its thread.
-extern "C" fn stop() {
+/// Stops FoundationDB's network in this process and waits for its thread; it cannot be started again. A program that used it calls this
+/// before `main` returns. Does nothing if there is none.
+pub fn stop() {
     let Some((network, thread)) = RUNNING.lock().take() else { return };
-    // `exit` can be called on the network's own thread only by the library itself; waiting for oneself would be for ever.
+    // Waiting for oneself would be for ever.
     if thread.thread().id() != std::thread::current().id() && network.stop().is_ok() {
         let _ = thread.join();
+    }
+}
+
+/// Stops the network when the process exits without having called [`stop`], as tests do. Exit handlers run in reverse order, and the
+/// library's own, which take apart what its network uses, are registered whenever it first uses something. So this is called again when a
+/// database is dropped, behind all that it has used.
+pub(crate) fn stop_at_exit() {
+    extern "C" fn at_exit() {
+        stop();
+    }
+    // SAFETY: `stop` does not unwind.
+    if unsafe { libc::atexit(at_exit) } != 0 {
+        tracing::warn!("FoundationDB's network may not be stopped at exit: no room for another exit handler");
     }
 }
