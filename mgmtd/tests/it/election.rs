@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use catena_kv::Database;
 use catena_kv::fault::{Chances, Fault, Faulty, Point, random};
+use catena_kv::{Database, MemDatabase};
 use catena_kv_testing::database;
 use catena_mgmtd::{Parts, Service};
 use catena_proto::clock::{Clock, Monotonic, Timestamp};
@@ -415,7 +415,8 @@ async fn two_processes_with_one_number_damage_nothing_and_the_later_one_is_told(
 #[tokio::test(start_paused = true)]
 async fn the_same_start_of_everything_gives_the_same_history() {
     let run = async || {
-        let db = mem();
+        // The history of everything but a real store.
+        let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
         let [a, b, c] = trio(&db).await;
         register(&a.service, storage(1, 10)).await;
         sleep(LEASE * 2).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use catena_kv::fault::{Fault, Faulty, Point};
 use catena_kv::{Database, KvError, TxOptions};
-use catena_kv_testing::database;
+use catena_kv_testing::{database, is_foundationdb};
 use catena_mgmtd::Service;
 use catena_mgmtd::store::StoreError;
 use catena_proto::ids::ClusterId;
@@ -118,7 +118,10 @@ async fn heartbeats_that_say_nothing_new_write_nothing() {
         let reply = beat(&service, 1, 10, mine.iter().map(|target| report(target, used)).collect()).await;
         assert_eq!(reply.renewed.len(), mine.len());
     }
-    assert_eq!(db.begin(Default::default()).unwrap().read_version().await.unwrap(), version);
+    // FoundationDB's versions pass with time.
+    if !is_foundationdb() {
+        assert_eq!(db.begin(Default::default()).unwrap().read_version().await.unwrap(), version);
+    }
     assert_eq!(contents(&db).await, before);
     let shown = routing(&service).await.targets;
     assert!(shown.iter().filter(|target| target.node == 1).all(|target| target.used == 99));
