@@ -56,7 +56,7 @@ pub async fn run(args: MoveArgs, cluster: &ClusterArgs, out: Output) -> Result<(
     if out.json {
         out.object(json!({"ok": true, "records": records, "from": before, "to": now}));
     } else {
-        out.say(format_args!("{} records moved to {now}; {before} is left as it was", units::count(records)));
+        out.say(format_args!("{} records moved to {now}; what is in {before} stays there", units::count(records)));
     }
     Ok(())
 }
