@@ -56,7 +56,10 @@ pub async fn run(args: MoveArgs, cluster: &ClusterArgs, out: Output) -> Result<(
     if out.json {
         out.object(json!({"ok": true, "records": records, "from": before, "to": now}));
     } else {
-        out.say(format_args!("{} records moved to {now}; what is in {before} stays there", units::count(records)));
+        out.say(format_args!(
+            "{} records moved to {now}; what is in {before} stays there",
+            units::count(records)
+        ));
     }
     Ok(())
 }
