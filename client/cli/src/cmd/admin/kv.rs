@@ -1,5 +1,6 @@
 //! `catena admin kv`: the stores below mgmtd and meta.
 
+mod ids;
 mod moving;
 mod status;
 mod stores;
@@ -8,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use catena_kv::{Database, Isolation, KvError, StoreConfig, TxOptions};
+use catena_kv::{Database, Isolation, KvError, Retry, StoreConfig, TxOptions};
 use catena_kv_archive::{
     Archive, ArchiveError, BackupError, BackupOptions, BackupReport, Flaw, Phase, Progress, ReadError,
     RestoreError, RestoreOptions, Source, Tally, Target, backup, restore,
@@ -116,6 +117,14 @@ async fn bring_back(args: RestoreArgs, cluster: &ClusterArgs, out: Output) -> Re
         return Err(restore_failure(RestoreError::OtherCluster { ours, theirs }));
     }
     fill(&stores, &archive, args.replace, cluster).await?;
+    for (place, db) in &open_all(&stores, false)? {
+        let retry = Retry::default().within(cluster.timeout.unwrap_or(PATIENCE));
+        let passed = ids::pass_over(&**db, place.keys(), retry).await;
+        passed.map_err(|error| {
+            store_failure(&place.name, &error)
+                .hint("run the restore again, with --replace, before anything is started")
+        })?;
+    }
     let names: Vec<_> = stores.places.iter().map(|place| place.name.as_str()).collect();
     let tally = archive.tally();
     if out.json {
