@@ -5,7 +5,7 @@
 //! - [`restore`] fills empty stores from one. A marker ([`catena_kv::reserved`]) stands in them until all of it is there, so that no
 //!   service starts on a half of it.
 //! - [`census`] counts what a store holds, within a time.
-//! - [`format`] and `docs/format-backup.md` have the file's bytes.
+//! - `format.rs` and `docs/format-backup.md` have the file's bytes.
 //!
 //! Nothing here knows what the records mean, but which of them are mgmtd's ([`Keys`]): mgmtd and meta may have a store each.
 
