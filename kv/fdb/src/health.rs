@@ -1,7 +1,5 @@
 //! What FoundationDB says of itself, for an operator who asks Catena first.
 
-use std::path::Path;
-
 use catena_kv::KvError;
 use foundationdb::options::TransactionOption;
 
@@ -47,21 +45,6 @@ impl FdbDatabase {
         let status = status.ok_or_else(|| bad("no status in \\xff\\xff/status/json".into()))?;
         let status = serde_json::from_slice(&status).map_err(|error| bad(format!("its status: {error}")))?;
         Ok(summary(&status))
-    }
-
-    /// Bytes of keys and values in a range, as FoundationDB's samples have it: quick at any size, about right above some megabytes.
-    pub async fn estimated_bytes(&self, begin: &[u8], end: &[u8]) -> Result<u64, KvError> {
-        let client = self.client();
-        let tx = client.database.create_trx().map_err(|error| client.error(error, 0))?;
-        let bytes = client.read(0, tx.get_estimated_range_size_bytes(begin, end)).await?;
-        Ok(u64::try_from(bytes).unwrap_or(0))
-    }
-
-    /// What the cluster file says now: FoundationDB's client rewrites it when the coordinators change.
-    pub fn coordinators(cluster_file: &Path) -> Option<String> {
-        let text = std::fs::read_to_string(cluster_file).ok()?;
-        let line = text.lines().find(|line| !line.trim().is_empty() && !line.starts_with('#'))?;
-        Some(line.split_once('@')?.1.trim().to_owned())
     }
 }
 

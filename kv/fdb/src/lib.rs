@@ -15,7 +15,6 @@ mod network;
 mod stale;
 mod transaction;
 
-pub use cluster_file::check as check_cluster_file;
 pub use database::FdbDatabase;
 pub use error::OpenError;
 pub use health::Health;
