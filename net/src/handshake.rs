@@ -64,7 +64,17 @@ pub(crate) struct Hello {
     pub status: U16,
     /// 1: client, 2: node.
     pub kind: u8,
-    pub reserved: [u8; 5],
+    /// What carries messages from here on: see [`carrier`]. The server repeats what it agrees to.
+    pub carrier: u8,
+    pub reserved: [u8; 4],
+}
+
+/// What carries messages once both ends know each other.
+pub(crate) mod carrier {
+    /// The stream itself.
+    pub const STREAM: u8 = 0;
+    /// A queue pair of each end; the stream stays open to tell that the other end lives.
+    pub const QUEUE_PAIR: u8 = 1;
 }
 
 /// The client's proof.
@@ -101,7 +111,8 @@ impl Hello {
             credits: 0.into(),
             status: 0.into(),
             kind,
-            reserved: [0; 5],
+            carrier: carrier::STREAM,
+            reserved: [0; 4],
         }
     }
 
@@ -156,6 +167,9 @@ pub(crate) fn advice(status: Status) -> &'static str {
         }
         Status::WrongCluster => "it belongs to another cluster: check the cluster file and the address",
         Status::BadToken => "the cluster token is wrong: copy `token` from the cluster file",
+        Status::NoRdma => {
+            "it does not offer RDMA: set transport = \"rdma\" there, or \"tcp\" (or fallback = \"tcp\") here"
+        }
         Status::Malformed => "what answers there is not a catena service",
         status => status.text(),
     }

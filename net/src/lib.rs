@@ -28,12 +28,19 @@
 //! [`Status::Internal`]: catena_proto::status::Status::Internal
 
 mod call;
+mod calls;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+mod frame;
 mod handshake;
+mod listener;
 pub mod mem;
+#[cfg(feature = "rdma")]
+pub mod rdma;
+mod requests;
 mod service;
+mod shake;
 mod stats;
 pub mod tcp;
 mod transport;

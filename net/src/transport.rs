@@ -62,3 +62,13 @@ pub trait Listener: Send + Sync {
     /// Stops accepting, tells the clients, lets requests under way finish for at most `grace`, then closes the connections.
     fn shutdown(self: Box<Self>, grace: Duration) -> BoxFuture<'static, ()>;
 }
+
+/// Begins an address; says what the listener there offers. Who connects may leave it out, and may take either.
+pub(crate) const TCP: &str = "tcp://";
+#[cfg(feature = "rdma")]
+pub(crate) const RDMA: &str = "rdma://";
+
+/// `host:port` of an address.
+pub(crate) fn host(address: &str) -> &str {
+    address.split_once("://").map_or(address, |(_, host)| host)
+}

@@ -125,6 +125,8 @@ statuses! {
     Malformed = 73, GiveUp, 71, "malformed message";
     /// No such method.
     UnknownMethod = 74, GiveUp, 38, "the peer does not know this request";
+    /// The peer has no RDMA, or no port that reaches ours.
+    NoRdma = 75, GiveUp, 93, "the peer does not offer RDMA";
 
     /// The deadline passed.
     TimedOut = 80, GiveUp, 110, "timed out";

@@ -97,16 +97,20 @@ impl Reading {
 /// What a request of the send queue keeps until it is done.
 enum Keep {
     Slot(u16),
-    Buf { _buf: Buf },
-    Reading(Arc<Reading>),
+    /// A slot that a WRITE was copied into.
+    Copied(u16, usize),
+    Buf(Buf),
+    Reading(Arc<Reading>, usize),
 }
 
 /// Something that happened, for who polls.
 pub enum Event<'a> {
     /// A message.
     Message(&'a [u8]),
-    /// A READ is done.
-    Read(Arc<Reading>),
+    /// A READ of so many bytes is done.
+    Read(Arc<Reading>, usize),
+    /// A WRITE of so many bytes is done.
+    Written(usize),
 }
 
 /// Why a queue pair is of no more use.
@@ -307,8 +311,13 @@ impl QueuePair<ReadyToSend> {
         while self.flight.front().is_some_and(|&(first, _)| first <= id) {
             match self.flight.pop_front() {
                 Some((_, Keep::Slot(slot))) => self.slots.free.push(slot),
-                Some((_, Keep::Reading(reading))) => tell(Event::Read(reading)),
-                Some((_, Keep::Buf { .. })) | None => {}
+                Some((_, Keep::Copied(slot, len))) => {
+                    self.slots.free.push(slot);
+                    tell(Event::Written(len));
+                }
+                Some((_, Keep::Reading(reading, len))) => tell(Event::Read(reading, len)),
+                Some((_, Keep::Buf(buf))) => tell(Event::Written(buf.len())),
+                None => {}
             }
         }
     }
@@ -350,24 +359,45 @@ impl Batch<'_> {
         self.pair.flight.push_back((id, keep));
     }
 
-    /// A message, of at most [`SLOT`] bytes.
+    /// A message, of at most [`SLOT`] bytes, from parts that follow each other.
     ///
     /// # Panics
     /// If there is no room ([`Batch::message_room`]) or it is too long: the caller's arithmetic is wrong.
-    pub fn send(&mut self, message: &[u8]) {
-        assert!(message.len() <= SLOT, "a message of {} bytes", message.len());
-        let slot = self.pair.slots.free.pop().expect("a free slot, as `message_room` said");
-        let local = self.pair.slots.local(slot.into(), message.len());
-        // SAFETY: a send slot that is on the free list is in no request, so nobody else reads or writes it.
-        unsafe {
-            std::ptr::copy_nonoverlapping(message.as_ptr(), local.address as *mut u8, message.len());
-        }
-        let inline = message.len() <= self.pair.endpoint.inline();
+    pub fn send(&mut self, message: &[&[u8]]) {
+        let (slot, local) = self.copy(message);
         self.push(Op::Send, local, Keep::Slot(slot));
+        let inline = local.len as usize <= self.pair.endpoint.inline();
         if let Some(work) = self.pair.works.last_mut() {
             work.inline = inline;
         }
+    }
+
+    /// Into a free slot.
+    fn copy(&mut self, parts: &[&[u8]]) -> (u16, Local) {
+        let len = parts.iter().map(|part| part.len()).sum();
+        assert!(len <= SLOT, "a message of {len} bytes");
+        let slot = self.pair.slots.free.pop().expect("a free slot, as `message_room` said");
+        let local = self.pair.slots.local(slot.into(), len);
+        let mut at = local.address as *mut u8;
+        for part in parts {
+            // SAFETY: a send slot that was on the free list is in no request, so nobody else reads or writes it; the parts fit into it.
+            unsafe {
+                std::ptr::copy_nonoverlapping(part.as_ptr(), at, part.len());
+                at = at.add(part.len());
+            }
+        }
         self.sent += 1;
+        (slot, local)
+    }
+
+    /// Bytes of memory that is not registered into the peer's memory, at most [`SLOT`], through a message's slot.
+    ///
+    /// # Panics
+    /// As [`Batch::send`].
+    pub fn write_copied(&mut self, from: &[u8], to: Remote) {
+        let (slot, local) = self.copy(&[from]);
+        self.push(Op::Write(to), local, Keep::Copied(slot, from.len()));
+        self.wakes = true;
     }
 
     /// Into the peer's memory. The buffer is kept until it is done.
@@ -380,7 +410,7 @@ impl Batch<'_> {
         }
         let local = self.pair.nic.local(from.as_io_ptr() as usize, from.len());
         let local = local.expect("a buffer in registered memory, as `reaches` said");
-        self.push(Op::Write(to), local, Keep::Buf { _buf: from });
+        self.push(Op::Write(to), local, Keep::Buf(from));
         self.wakes = true;
     }
 
@@ -392,7 +422,7 @@ impl Batch<'_> {
         assert!(at + len <= into.bufs[buf].capacity(), "a READ beyond its buffer");
         let local = self.pair.nic.local(into.addresses[buf] + at, len);
         let local = local.expect("a buffer of a registered pool");
-        self.push(Op::Read(from), local, Keep::Reading(into.clone()));
+        self.push(Op::Read(from), local, Keep::Reading(into.clone(), len));
         self.wakes = true;
     }
 
@@ -428,7 +458,7 @@ impl Drop for Batch<'_> {
     /// What was not posted is taken back.
     fn drop(&mut self) {
         for _ in 0..self.pair.works.len() {
-            if let Some((_, Keep::Slot(slot))) = self.pair.flight.pop_back() {
+            if let Some((_, Keep::Slot(slot) | Keep::Copied(slot, _))) = self.pair.flight.pop_back() {
                 self.pair.slots.free.push(slot);
             }
         }

@@ -12,8 +12,8 @@ use catena_buf::IoBuf;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::frame::{Garbled, HEADER, Header};
 use super::outbox::Outbox;
+use crate::frame::{Broken, Entry, HEADER, Header};
 use crate::stats::{Counters, add};
 
 /// The buffer.
@@ -26,37 +26,6 @@ const AHEAD: usize = 4 << 10;
 const PATIENCE: u32 = 16;
 /// Slices in one system call.
 const SLICES: usize = 64;
-
-/// Why a connection ends.
-#[derive(Debug)]
-pub(crate) enum Broken {
-    /// By the peer, between two frames.
-    Closed,
-    Io(io::Error),
-    Garbled(Garbled),
-}
-
-impl std::fmt::Display for Broken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Broken::Closed => f.write_str("closed by the peer"),
-            Broken::Io(error) => error.fmt(f),
-            Broken::Garbled(Garbled(what)) => write!(f, "garbled message: {what}"),
-        }
-    }
-}
-
-impl From<io::Error> for Broken {
-    fn from(error: io::Error) -> Broken {
-        Broken::Io(error)
-    }
-}
-
-impl From<Garbled> for Broken {
-    fn from(garbled: Garbled) -> Broken {
-        Broken::Garbled(garbled)
-    }
-}
 
 /// Where bulk data goes.
 #[derive(Default)]
@@ -178,7 +147,7 @@ impl Inbox {
                 HEADER
             } else {
                 let header = Header::parse(&self.buffer[self.start..self.end])?;
-                let need = HEADER + header.covered();
+                let need = HEADER + header.covered::<Entry>();
                 if have >= need {
                     self.since = self.since.saturating_add(1);
                     return Ok(header);
@@ -191,12 +160,12 @@ impl Inbox {
 
     /// The frame that [`Inbox::frame`] found.
     pub fn bytes(&self, header: &Header) -> &[u8] {
-        &self.buffer[self.start..][..HEADER + header.covered()]
+        &self.buffer[self.start..][..HEADER + header.covered::<Entry>()]
     }
 
     /// It has been dealt with.
     pub fn consume(&mut self, header: &Header) {
-        let len = HEADER + header.covered();
+        let len = HEADER + header.covered::<Entry>();
         if header.bulk_len.get() as usize > SMALL {
             self.announced = len;
         }

@@ -4,13 +4,10 @@
 //! buffers without a copy (`inbox.rs` says where the exceptions are). The frames are drawn in `docs/format-wire.md`.
 
 mod client;
-mod frame;
 mod inbox;
 mod outbox;
 mod reader;
-mod server;
 mod session;
-mod shake;
 #[cfg(test)]
 mod tests;
 
@@ -20,17 +17,15 @@ use std::time::Duration;
 use catena_buf::BufPool;
 use futures_util::future::BoxFuture;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
+pub(crate) use self::session::TcpSession;
 use crate::error::NetError;
-use crate::handshake::Identity;
-use crate::limits;
+use crate::handshake::{Identity, PeerId, carrier};
+use crate::listener::{Offer, Server};
 use crate::service::Service;
-use crate::transport::{Connection, Listener, Transport};
-
-const SCHEME: &str = "tcp://";
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
+use crate::transport::{Connection, Listener, TCP, Transport, host};
+use crate::{limits, shake};
 
 /// What can be chosen.
 #[derive(Clone, Debug)]
@@ -67,16 +62,11 @@ impl TcpTransport {
     }
 }
 
-/// `host:port` of an address.
-fn host(address: &str) -> &str {
-    address.strip_prefix(SCHEME).unwrap_or(address)
-}
-
 /// No delay for small messages; a peer whose machine or network is gone is noticed in seconds. A socket that cannot be tuned works too.
 ///
 /// Buffer sizes are left to the kernel, which fits them to the way: fixed ones are either too small for a long way or waste memory and
 /// queue small messages behind large ones on a short one.
-fn tune(stream: &TcpStream) {
+pub(crate) fn tune(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new()
@@ -87,26 +77,42 @@ fn tune(stream: &TcpStream) {
     let _ = socket.set_tcp_user_timeout(Some(Duration::from_secs(12)));
 }
 
+/// Connects to a listener and shakes hands with it, for messages over a stream or, after that, over a queue pair. Returns who it is and
+/// how many requests it takes at a time.
+pub(crate) async fn dial(
+    address: &str,
+    identity: &Identity,
+    carrier: u8,
+) -> Result<(TcpStream, PeerId, u32), NetError> {
+    let connect =
+        |error: std::io::Error| NetError::Connect { address: address.into(), reason: error.to_string() };
+    let mut stream = TcpStream::connect(host(address)).await.map_err(connect)?;
+    tune(&stream);
+    let (peer, credits) = shake::introduce(&mut stream, identity, carrier, address).await?;
+    Ok((stream, peer, credits))
+}
+
+/// Lets an attempt to connect take this long.
+pub(crate) async fn within<T>(
+    deadline: Duration,
+    address: &str,
+    attempt: impl Future<Output = Result<T, NetError>>,
+) -> Result<T, NetError> {
+    tokio::time::timeout(deadline, attempt).await.unwrap_or_else(|_| {
+        Err(NetError::Connect { address: address.into(), reason: "no answer within the deadline".into() })
+    })
+}
+
 impl Transport for TcpTransport {
     fn connect<'a>(
         &'a self,
         address: &'a str,
         deadline: Duration,
     ) -> BoxFuture<'a, Result<Arc<dyn Connection>, NetError>> {
-        Box::pin(async move {
-            let connect = |reason: String| NetError::Connect { address: address.into(), reason };
-            let attempt = async {
-                let mut stream =
-                    TcpStream::connect(host(address)).await.map_err(|error| connect(error.to_string()))?;
-                tune(&stream);
-                let (peer, credits) = shake::introduce(&mut stream, &self.identity, address).await?;
-                Ok(client::TcpConnection::start(stream, peer, address, credits))
-            };
-            match tokio::time::timeout(deadline, attempt).await {
-                Ok(result) => result.map(|connection| Arc::new(connection) as Arc<dyn Connection>),
-                Err(_) => Err(connect("no answer within the deadline".into())),
-            }
-        })
+        Box::pin(within(deadline, address, async move {
+            let (stream, peer, credits) = dial(address, &self.identity, carrier::STREAM).await?;
+            Ok(Arc::new(client::start(stream, peer, address, credits)) as Arc<dyn Connection>)
+        }))
     }
 
     fn listen<'a>(
@@ -115,35 +121,20 @@ impl Transport for TcpTransport {
         service: Arc<dyn Service>,
     ) -> BoxFuture<'a, Result<Box<dyn Listener>, NetError>> {
         Box::pin(async move {
-            let failed =
-                |error: std::io::Error| NetError::Listen { address: address.into(), reason: explain(&error) };
-            let mut addresses = tokio::net::lookup_host(host(address)).await.map_err(failed)?;
-            let first =
-                addresses.next().ok_or_else(|| failed(std::io::ErrorKind::AddrNotAvailable.into()))?;
-            let socket = if first.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-            let socket = socket.map_err(failed)?;
-            socket.set_reuseaddr(true).map_err(failed)?;
-            socket.bind(first).map_err(failed)?;
-            let listener = socket.listen(BACKLOG).map_err(failed)?;
-            let local = listener.local_addr().map_err(failed)?;
-            let (identity, pool) = (self.identity.clone(), self.pool.clone());
-            let server = server::Server::start(listener, local, identity, pool, &self.options, service);
+            let offer = Offer {
+                scheme: TCP,
+                credits: self.options.credits,
+                handshake: self.options.handshake,
+                #[cfg(feature = "rdma")]
+                rails: None,
+            };
+            let server =
+                Server::start(address, self.identity.clone(), self.pool.clone(), offer, service).await?;
             Ok(Box::new(server) as Box<dyn Listener>)
         })
     }
 
     fn pool(&self) -> &BufPool {
         &self.pool
-    }
-}
-
-fn explain(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            "the port is in use: stop the other process or choose another port".into()
-        }
-        std::io::ErrorKind::AddrNotAvailable => "this machine does not have that address".into(),
-        std::io::ErrorKind::PermissionDenied => "permission denied: ports below 1024 need privileges".into(),
-        _ => error.to_string(),
     }
 }

@@ -18,7 +18,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::frame::{self, Header, kind};
+use crate::frame::{self, Header, kind};
 use crate::stats::{Counters, add};
 
 /// Bytes of bulk data in one data frame if others wait.

@@ -5,40 +5,27 @@
 //! again. So a full pool never blocks the connection: behind the parked request may be the very message that frees the buffers.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use catena_buf::{IoBuf, PoolClass};
+use catena_buf::PoolClass;
 use catena_proto::status::Status;
 use tokio::net::TcpStream;
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
-use tracing::{debug, error};
+use tracing::debug;
 
-use super::frame::{self, Entry, Garbled, Header, flag, kind};
-use super::inbox::{Broken, Inbox, Landing};
-use super::session::{Session, Sink};
-use crate::service::{Incoming, ReplySink};
-use crate::stats::add;
-
-/// A request whose bulk data is not here yet.
-struct Request {
-    method: u16,
-    body: Bytes,
-    room: Vec<u32>,
-    deadline: Instant,
-    sink: Box<Sink>,
-}
+use super::inbox::{Inbox, Landing};
+use super::session::TcpSession;
+use crate::frame::{self, Broken, Entry, Garbled, Header, Row, flag, kind};
+use crate::requests::{AbortOnDrop, Parked, Request, begin};
 
 enum Stage {
     /// Data with these flags goes there.
     Landing(Landing, u8),
     /// There are no buffers yet; a task waits for some.
-    Parked { _task: Waits, places: Vec<(usize, usize)> },
+    Parked { _task: AbortOnDrop, places: Vec<(usize, usize)> },
     /// It was turned away.
     Refused,
 }
@@ -52,42 +39,16 @@ struct Arriving {
     skip: usize,
 }
 
-/// The task of a parked request; it ends with it.
-struct Waits(AbortHandle);
-
-impl Drop for Waits {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Counts a parked request.
-struct Counted(Arc<Session>);
-
-impl Counted {
-    fn new(session: &Arc<Session>) -> Counted {
-        session.parked.fetch_add(1, Relaxed);
-        add(&session.context.counters.parked, 1);
-        Counted(session.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.parked.fetch_sub(1, Relaxed);
-    }
-}
-
 /// The receiving half of a session.
 pub(crate) struct Reader {
-    session: Arc<Session>,
+    session: Arc<TcpSession>,
     inbox: Inbox,
     arriving: HashMap<u64, Arriving>,
 }
 
 impl Reader {
-    pub fn new(session: Arc<Session>, stream: Arc<TcpStream>) -> Reader {
-        let inbox = Inbox::new(stream, Some(session.outbox.clone()), session.context.counters.clone());
+    pub fn new(session: Arc<TcpSession>, stream: Arc<TcpStream>) -> Reader {
+        let inbox = Inbox::new(stream, Some(session.outbox.clone()), session.ledger.context.counters.clone());
         Reader { session, inbox, arriving: HashMap::new() }
     }
 
@@ -106,7 +67,7 @@ impl Reader {
         match header.kind {
             kind::REQUEST => self.request(header).await?,
             kind::DATA | kind::CANCEL => {
-                header.open(self.inbox.bytes(&header))?;
+                header.open::<Entry>(self.inbox.bytes(&header))?;
                 self.inbox.consume(&header);
                 if header.kind == kind::CANCEL {
                     self.cancel(id);
@@ -121,7 +82,7 @@ impl Reader {
 
     async fn request(&mut self, header: Header) -> Result<(), Broken> {
         let (id, method) = (header.id.get(), header.code.get());
-        let parts = header.open(self.inbox.bytes(&header))?;
+        let parts = header.open::<Entry>(self.inbox.bytes(&header))?;
         let body = frame::body(parts.body);
         let room: Vec<u32> = parts.room.iter().map(|entry| entry.len.get()).collect();
         let places: Vec<(usize, usize)> =
@@ -133,21 +94,21 @@ impl Reader {
         let deadline = Instant::now() + Duration::from_micros(header.deadline_us.get().into());
         let request = Request { method, body, room, deadline, sink };
         let eager = header.flags & flag::EAGER != 0;
-        if self.session.context.leaving.load(Relaxed) {
+        if self.session.ledger.context.leaving.load(Relaxed) {
             request.sink.send(Status::ShuttingDown, Bytes::new(), Vec::new());
             return self.refused(id, if eager { bulk } else { 0 });
         }
         if places.is_empty() {
-            self.begin(request, Vec::new()).await;
+            begin(&self.session.ledger, request, Vec::new()).await;
             return Ok(());
         }
 
-        let context = &self.session.context;
+        let context = &self.session.ledger.context;
         let class = context.service.class(method, &request.body);
         let lens: Vec<usize> = places.iter().map(|&(_, end)| end).collect();
         match context.pool.try_alloc_many(&lens, class) {
             Ok(Some(bufs)) if bulk == 0 => {
-                self.begin(request, Landing::new(bufs, places).finish_clean()).await;
+                begin(&self.session.ledger, request, Landing::new(bufs, places).finish_clean()).await;
             }
             Ok(Some(bufs)) => {
                 if !eager {
@@ -164,7 +125,7 @@ impl Reader {
                 self.arriving.insert(id, Arriving { request: Some(request), stage, left: bulk, skip });
             }
             Err(error) => {
-                debug!(peer = %self.session.peer, method, %error, "refused a request's bulk data");
+                debug!(peer = %self.session.ledger.peer, method, %error, "refused a request's bulk data");
                 request.sink.send(Status::Invalid, Bytes::from(error.to_string()), Vec::new());
                 return self.refused(id, if eager { bulk } else { 0 });
             }
@@ -178,7 +139,7 @@ impl Reader {
             self.arriving.insert(id, Arriving { request: None, stage: Stage::Refused, left: 0, skip });
         }
         // A client sends a request's data before too many other requests; this one does not.
-        if self.arriving.len() > 4 * self.session.context.credits as usize {
+        if self.arriving.len() > 4 * self.session.ledger.context.credits as usize {
             return Err(Garbled("too many requests that owe their bulk data").into());
         }
         Ok(())
@@ -186,17 +147,18 @@ impl Reader {
 
     fn ask(&self, id: u64) {
         self.session.outbox.push(|out| frame::put_bare(out, Header::bare(kind::PULL, id)), None);
-        self.session.outbox.flush(false, &self.session.context.counters);
+        self.session.outbox.flush(false, &self.session.ledger.context.counters);
     }
 
     /// Waits for buffers aside, then asks for the data.
-    fn park(&self, id: u64, lens: Vec<usize>, class: PoolClass, deadline: Instant) -> Waits {
-        let counted = Counted::new(&self.session);
+    fn park(&self, id: u64, lens: Vec<usize>, class: PoolClass, deadline: Instant) -> AbortOnDrop {
+        let session = self.session.clone();
+        let counted = Parked::new(&session.ledger);
         self.session.granted.lock().insert(id, None);
         let task = tokio::spawn(async move {
-            let session = counted.0.clone();
             // Past the deadline the client takes its request back.
-            let Ok(Ok(bufs)) = timeout_at(deadline, session.context.pool.alloc_many(&lens, class)).await
+            let Ok(Ok(bufs)) =
+                timeout_at(deadline, session.ledger.context.pool.alloc_many(&lens, class)).await
             else {
                 return;
             };
@@ -207,9 +169,9 @@ impl Reader {
             *place = Some(bufs);
             session.outbox.push(|out| frame::put_bare(out, Header::bare(kind::PULL, id)), None);
             drop(granted);
-            session.outbox.flush(false, &session.context.counters);
+            session.outbox.flush(false, &session.ledger.context.counters);
         });
-        Waits(task.abort_handle())
+        AbortOnDrop(task.abort_handle())
     }
 
     /// The caller has gone. A request whose data is still coming ends here; one that is being handled is told.
@@ -221,7 +183,7 @@ impl Reader {
                     request.sink.send(Status::TimedOut, Bytes::new(), Vec::new());
                 }
             }
-            None => self.session.abandon(id),
+            None => self.session.ledger.abandon(id),
         }
     }
 
@@ -257,31 +219,8 @@ impl Reader {
             && let Some(Arriving { request: Some(request), stage: Stage::Landing(landing, _), .. }) =
                 self.arriving.remove(&id)
         {
-            self.begin(request, landing.finish_clean()).await;
+            begin(&self.session.ledger, request, landing.finish_clean()).await;
         }
         Ok(())
-    }
-
-    /// Begins a request: polls its handler once here, leaves the rest to a task of its own.
-    async fn begin(&self, request: Request, data: Vec<IoBuf>) {
-        let Request { method, body, room, deadline, sink } = request;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return sink.send(Status::TimedOut, Bytes::new(), Vec::new());
-        }
-        let service = self.session.context.service.clone();
-        let incoming = Incoming::new(method, body, self.session.peer, left, room, data, sink);
-        // A handler that panics has dropped its responder, which answered; the connection goes on.
-        let Ok(mut handler) = catch_unwind(AssertUnwindSafe(|| service.call(incoming))) else {
-            return error!(method, "a request's handler panicked");
-        };
-        let first = std::future::poll_fn(|context| {
-            Poll::Ready(catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(context))))
-        });
-        match first.await {
-            Ok(Poll::Ready(())) => {}
-            Ok(Poll::Pending) => drop(tokio::spawn(handler)),
-            Err(_) => error!(method, "a request's handler panicked"),
-        }
     }
 }

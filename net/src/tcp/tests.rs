@@ -13,10 +13,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::frame::{self, Entry, HEADER, Header, flag, kind};
-use super::{TcpOptions, TcpTransport, shake};
+use super::{TcpOptions, TcpTransport};
+use crate::frame::{self, Entry, HEADER, Header, Row, flag, kind};
+use crate::handshake::carrier;
 use crate::handshake::{Hello, Verdict};
 use crate::limits;
+use crate::shake;
 use crate::{Call, Connection, Identity, Incoming, Listener, NetError, PeerId, Segment, Service, Transport};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -64,7 +66,8 @@ async fn raw(listener: &dyn Listener) -> TcpStream {
 /// A raw socket behind the handshake.
 async fn introduced(listener: &dyn Listener) -> TcpStream {
     let mut stream = raw(listener).await;
-    let (peer, credits) = shake::introduce(&mut stream, &identity(ME), "there").await.expect("one of ours");
+    let (peer, credits) =
+        shake::introduce(&mut stream, &identity(ME), carrier::STREAM, "there").await.expect("one of ours");
     assert_eq!((peer, credits), (PeerId::Node(NodeId(1)), CREDITS));
     stream
 }
@@ -206,7 +209,7 @@ async fn frames_that_cannot_be_cost_their_connection_and_no_other() {
         let header =
             Header { code: 9.into(), deadline_us: u32::MAX.into(), ..Header::bare(kind::REQUEST, 1 << 16) };
         let mut out = Vec::new();
-        frame::put(&mut out, header, std::iter::empty(), std::iter::empty(), b"");
+        frame::put(&mut out, header, std::iter::empty::<Entry>(), std::iter::empty(), b"");
         out
     };
     let cases: Vec<(&str, Vec<u8>)> = vec![
@@ -317,7 +320,7 @@ async fn a_message_may_come_in_any_pieces() {
         stream.read_exact(&mut header).await.expect("an answer");
         let header = Header::parse(&header).expect("a frame");
         assert_eq!((header.kind, header.bulk_len.get()), (kind::REPLY, 20_003));
-        let mut rest = vec![0; header.covered()];
+        let mut rest = vec![0; header.covered::<Entry>()];
         stream.read_exact(&mut rest).await.expect("its body");
         let mut back = Vec::new();
         while back.len() < 20_003 {
@@ -358,7 +361,9 @@ async fn answered_with(bytes: impl FnOnce(u64) -> Vec<u8> + Send + 'static) -> N
     let address = listener.local_addr().expect("bound").to_string();
     let server = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a client");
-        shake::welcome(&mut stream, &identity(PeerId::Node(NodeId(1))), CREDITS).await.expect("one of ours");
+        shake::welcome(&mut stream, &identity(PeerId::Node(NodeId(1))), CREDITS, false)
+            .await
+            .expect("one of ours");
         let mut header = [0; HEADER];
         stream.read_exact(&mut header).await.expect("a request");
         let id = Header::parse(&header).expect("a frame").id.get();

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::error::NetError;
-use crate::handshake::{Hello, Identity, PeerId, Proof, Verdict, advice, prove, proves};
+use crate::handshake::{Hello, Identity, PeerId, Proof, Verdict, advice, carrier, prove, proves};
 
 fn nonce() -> [u8; 32] {
     let mut nonce = [0; 32];
@@ -15,13 +15,16 @@ fn nonce() -> [u8; 32] {
     nonce
 }
 
-async fn receive<T: FromBytes + IntoBytes>(stream: &mut TcpStream) -> std::io::Result<T> {
+pub(crate) async fn receive<T: FromBytes + IntoBytes>(stream: &mut TcpStream) -> std::io::Result<T> {
     let mut message = T::new_zeroed();
     stream.read_exact(message.as_mut_bytes()).await?;
     Ok(message)
 }
 
-async fn send<T: IntoBytes + Immutable>(stream: &mut TcpStream, message: &T) -> std::io::Result<()> {
+pub(crate) async fn send<T: IntoBytes + Immutable>(
+    stream: &mut TcpStream,
+    message: &T,
+) -> std::io::Result<()> {
     stream.write_all(message.as_bytes()).await
 }
 
@@ -29,6 +32,7 @@ async fn send<T: IntoBytes + Immutable>(stream: &mut TcpStream, message: &T) -> 
 pub(crate) async fn introduce(
     stream: &mut TcpStream,
     identity: &Identity,
+    carrier: u8,
     address: &str,
 ) -> Result<(PeerId, u32), NetError> {
     let refused = |status: Status| NetError::Refused {
@@ -43,7 +47,7 @@ pub(crate) async fn introduce(
             _ => error.to_string(),
         },
     };
-    let ours = Hello::new(identity, nonce());
+    let ours = Hello { carrier, ..Hello::new(identity, nonce()) };
     send(stream, &ours).await.map_err(broke)?;
     let theirs: Hello = receive(stream).await.map_err(broke)?;
     // Its own view first: what does not even greet like one of ours has no verdict to give.
@@ -51,6 +55,8 @@ pub(crate) async fn introduce(
         Status::Ok => Status::from_code(theirs.status.get()),
         status => status,
     };
+    // A server from before there was a choice repeats nothing.
+    let status = if status == Status::Ok && theirs.carrier != carrier { Status::NoRdma } else { status };
     if status != Status::Ok {
         return Err(refused(status));
     }
@@ -65,16 +71,25 @@ pub(crate) async fn introduce(
     }
 }
 
-/// The server's part. Returns who the client is. An error has been told to the client, as far as it could be.
+/// The server's part, which offers RDMA or does not. Returns who the client is and what carries its messages. An error has been told to
+/// the client, as far as it could be.
 pub(crate) async fn welcome(
     stream: &mut TcpStream,
     identity: &Identity,
     credits: u32,
-) -> Result<PeerId, Status> {
+    rdma: bool,
+) -> Result<(PeerId, u8), Status> {
     let gone = |_| Status::Disconnected;
     let theirs: Hello = receive(stream).await.map_err(gone)?;
     let mut ours = Hello::new(identity, nonce());
-    let status = theirs.judge(identity);
+    let status = match (theirs.judge(identity), theirs.carrier) {
+        (Status::Ok, carrier::STREAM) => Status::Ok,
+        (Status::Ok, carrier::QUEUE_PAIR) if rdma => Status::Ok,
+        (Status::Ok, carrier::QUEUE_PAIR) => Status::NoRdma,
+        (Status::Ok, _) => Status::WrongProtocol,
+        (status, _) => status,
+    };
+    ours.carrier = theirs.carrier;
     ours.status = (status as u16).into();
     ours.credits = credits.into();
     if status == Status::Ok {
@@ -87,5 +102,5 @@ pub(crate) async fn welcome(
     let known = proves(&identity.token, b"client", &theirs, &ours, &proof.proof);
     let status = if known { Status::Ok } else { Status::BadToken };
     send(stream, &Verdict { status: (status as u16).into(), reserved: [0; 6] }).await.map_err(gone)?;
-    if known { Ok(peer) } else { Err(status) }
+    if known { Ok((peer, theirs.carrier)) } else { Err(status) }
 }

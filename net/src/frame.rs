@@ -1,7 +1,9 @@
-//! Frames: a fixed header, the segment tables, the body; bulk data in frames of its own. Byte rulers: `docs/format-wire.md`.
+//! Frames: a fixed header, the segment tables, the body; over a stream, bulk data in frames of its own. Byte rulers: `docs/format-wire.md`.
 //!
 //! Order within a frame: the header first, because it says how long the rest is; the checksum first in the header, because it covers
 //! everything behind it up to the bulk data. Bulk data carries the checksums of its service, end to end, and none here.
+
+use std::io;
 
 use bytes::Bytes;
 use catena_proto::checksum;
@@ -59,7 +61,13 @@ pub(crate) struct Header {
     pub room: U16,
 }
 
-/// A segment of bulk data, or of room for it. Over RDMA 24 bytes: an address (U64) and a key (U32) follow.
+/// An entry of a segment table: TCP's is an [`Entry`], RDMA's says also where the bytes are.
+pub(crate) trait Row: FromBytes + IntoBytes + KnownLayout + Immutable + Unaligned + Copy {
+    fn len(&self) -> usize;
+    fn align(&self) -> usize;
+}
+
+/// A segment of bulk data, or of room for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct Entry {
@@ -70,30 +78,68 @@ pub(crate) struct Entry {
 }
 
 pub(crate) const HEADER: usize = size_of::<Header>();
-pub(crate) const ENTRY: usize = size_of::<Entry>();
-const _: () = assert!(HEADER == 32 && ENTRY == 8);
+const _: () = assert!(HEADER == 32 && size_of::<Entry>() == 8);
 
 /// A frame that cannot be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Garbled(pub &'static str);
 
+/// Why a connection ends.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// By the peer, between two frames.
+    Closed,
+    Io(io::Error),
+    /// The queue pair failed.
+    #[cfg(feature = "rdma")]
+    QueuePair(String),
+    Garbled(Garbled),
+}
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Broken::Closed => f.write_str("closed by the peer"),
+            Broken::Io(error) => error.fmt(f),
+            #[cfg(feature = "rdma")]
+            Broken::QueuePair(reason) => f.write_str(reason),
+            Broken::Garbled(Garbled(what)) => write!(f, "garbled message: {what}"),
+        }
+    }
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Broken {
+        Broken::Io(error)
+    }
+}
+
+impl From<Garbled> for Broken {
+    fn from(garbled: Garbled) -> Broken {
+        Broken::Garbled(garbled)
+    }
+}
+
 impl Entry {
     pub fn new(len: usize, align: usize) -> Entry {
         Entry { len: (len as u32).into(), align: (align as u16).into(), reserved: 0.into() }
     }
-    pub fn len(&self) -> usize {
+}
+
+impl Row for Entry {
+    fn len(&self) -> usize {
         self.len.get() as usize
     }
-    pub fn align(&self) -> usize {
+    fn align(&self) -> usize {
         self.align.get().into()
     }
 }
 
 /// A frame taken apart, its checksum verified.
 #[derive(Debug)]
-pub(crate) struct Frame<'a> {
-    pub data: &'a [Entry],
-    pub room: &'a [Entry],
+pub(crate) struct Frame<'a, R = Entry> {
+    pub data: &'a [R],
+    pub room: &'a [R],
     pub body: &'a [u8],
 }
 
@@ -132,25 +178,25 @@ impl Header {
     }
 
     /// Bytes that the checksum covers behind the header.
-    pub fn covered(&self) -> usize {
+    pub fn covered<R: Row>(&self) -> usize {
         let body = if self.kind == kind::DATA { 0 } else { self.body_len.get() as usize };
-        (usize::from(self.segments.get()) + usize::from(self.room.get())) * ENTRY + body
+        (usize::from(self.segments.get()) + usize::from(self.room.get())) * size_of::<R>() + body
     }
 
     /// Takes apart `bytes`: the header and what its checksum covers.
-    pub fn open<'a>(&self, bytes: &'a [u8]) -> Result<Frame<'a>, Garbled> {
+    pub fn open<'a, R: Row>(&self, bytes: &'a [u8]) -> Result<Frame<'a, R>, Garbled> {
         if checksum::crc32c(&bytes[4..]) != self.crc.get() {
             return Err(Garbled("wrong checksum"));
         }
         let entries = usize::from(self.segments.get()) + usize::from(self.room.get());
-        let (table, body) = bytes[HEADER..].split_at(entries * ENTRY);
-        let table = <[Entry]>::ref_from_bytes(table).map_err(|_| Garbled("segment table"))?;
+        let (table, body) = bytes[HEADER..].split_at(entries * size_of::<R>());
+        let table = <[R]>::ref_from_bytes(table).map_err(|_| Garbled("segment table"))?;
         let (data, room) = table.split_at(self.segments.get().into());
         if data.iter().map(|entry| entry.len() as u64).sum::<u64>() != u64::from(self.bulk_len.get()) {
             return Err(Garbled("the segments do not add up to the bulk data"));
         }
         // Pairs with `Call::check`.
-        let fits = |entry: &Entry| {
+        let fits = |entry: &R| {
             entry.align() < catena_buf::PAGE && entry.align() + entry.len() <= catena_buf::MAX_BUF
         };
         if !table.iter().all(fits) {
@@ -161,11 +207,11 @@ impl Header {
 }
 
 /// Appends a frame to `out`; lengths and checksum of `header` are filled in.
-pub(crate) fn put(
+pub(crate) fn put<R: Row>(
     out: &mut Vec<u8>,
     mut header: Header,
-    data: impl Iterator<Item = Entry>,
-    room: impl Iterator<Item = Entry>,
+    data: impl Iterator<Item = R>,
+    room: impl Iterator<Item = R>,
     body: &[u8],
 ) {
     let start = out.len();
@@ -173,7 +219,7 @@ pub(crate) fn put(
     let (mut segments, mut rooms, mut bulk) = (0_u16, 0_u16, 0_u32);
     for entry in data {
         segments += 1;
-        bulk += entry.len.get();
+        bulk += entry.len() as u32;
         out.extend_from_slice(entry.as_bytes());
     }
     for entry in room {
@@ -218,8 +264,8 @@ mod tests {
         let bytes = frame();
         let header = Header::parse(&bytes).unwrap();
         assert_eq!((header.id.get(), header.code.get(), header.bulk_len.get()), (7, 3, 30));
-        assert_eq!(HEADER + header.covered(), bytes.len());
-        let frame = header.open(&bytes).unwrap();
+        assert_eq!(HEADER + header.covered::<Entry>(), bytes.len());
+        let frame = header.open::<Entry>(&bytes).unwrap();
         assert_eq!(frame.data, [Entry::new(10, 5), Entry::new(20, 0)]);
         assert_eq!(frame.room, [Entry::new(4096, 0)]);
         assert_eq!(frame.body, b"body");
@@ -234,8 +280,8 @@ mod tests {
             let noticed = match Header::parse(&bad) {
                 Err(_) => true,
                 // Waits for more than was sent, then finds the next frame in it.
-                Ok(header) if HEADER + header.covered() > bad.len() => true,
-                Ok(header) => header.open(&bad[..HEADER + header.covered()]).is_err(),
+                Ok(header) if HEADER + header.covered::<Entry>() > bad.len() => true,
+                Ok(header) => header.open::<Entry>(&bad[..HEADER + header.covered::<Entry>()]).is_err(),
             };
             assert!(noticed, "bit {bit}");
         }
@@ -263,6 +309,6 @@ mod tests {
         let table = out.split_off(HEADER);
         header.crc = checksum::append(checksum::crc32c(&header.as_bytes()[4..]), &table).into();
         let bytes = [header.as_bytes(), &table].concat();
-        assert!(header.open(&bytes).is_err());
+        assert!(header.open::<Entry>(&bytes).is_err());
     }
 }
