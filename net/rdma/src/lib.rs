@@ -1,6 +1,7 @@
 //! RDMA verbs behind safe types, for the data plane's transport.
 //!
 //! - [`provider`]: the verbs as traits; who implements them makes queue pairs.
+//! - [`ibv`]: libibverbs, loaded when it is asked for: a program that is built with this starts on machines without rdma-core.
 //! - [`soft`]: a double in software, for tests that run everywhere: queue pairs of one process that reach each other, with faults on demand.
 //! - [`nic`]: an open device that knows the process's memory.
 //! - [`queue_pair`]: a queue pair whose states are types and that owns the memory of what it has posted.
@@ -10,6 +11,7 @@
 #![allow(unsafe_code)]
 
 pub mod error;
+pub mod ibv;
 pub mod nic;
 pub mod provider;
 pub mod queue_pair;

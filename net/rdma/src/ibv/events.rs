@@ -1,0 +1,174 @@
+//! What a device tells of itself: ports that go down, queue pairs that fail, its own end. It is logged; who has work under way learns of
+//! it by that work's completions.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::AbortHandle;
+
+use super::device::{Context, Domain};
+use super::sys::*;
+
+/// The task that reads a device's events. It ends with the device.
+#[derive(Default)]
+pub struct Watcher(Mutex<Option<AbortHandle>>);
+
+impl Watcher {
+    /// Starts it on this runtime, unless it runs. It is started with the first endpoint, and anew where the runtime of the last one is
+    /// gone.
+    pub fn start(domain: &Arc<Domain>) {
+        let mut task = domain.watcher.0.lock();
+        if task.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        match events_of(&domain.context) {
+            Ok(events) => *task = Some(tokio::spawn(watch(events, Arc::downgrade(domain))).abort_handle()),
+            Err(error) => {
+                tracing::warn!("events of RDMA device {} are not logged: {error}", domain.context.name);
+            }
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.get_mut() {
+            task.abort();
+        }
+    }
+}
+
+/// The context's event file, under a number of our own, so that the task can let go of it whenever it ends.
+fn events_of(context: &Context) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the context is open, and so is its file.
+    let file = unsafe { BorrowedFd::borrow_raw((*context.raw.as_ptr()).async_fd) };
+    let file = file.try_clone_to_owned()?;
+    set_nonblocking(&file)?;
+    AsyncFd::with_interest(file, Interest::READABLE)
+}
+
+/// Reads of it no longer wait.
+pub fn set_nonblocking(file: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: flags of an open file.
+    let status = unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        if flags < 0 { flags } else { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }
+    };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+async fn watch(events: AsyncFd<OwnedFd>, domain: Weak<Domain>) {
+    loop {
+        let Ok(mut ready) = events.readable().await else { return };
+        // Not held while waiting: the device closes when its last user lets go of it.
+        let Some(domain) = domain.upgrade() else { return };
+        while read(&domain.context) {}
+        ready.clear_ready();
+    }
+}
+
+/// Reads an event, logs it and acknowledges it, before anything else can be waited for: who destroys the queue pair that it is about
+/// waits for the acknowledgement.
+fn read(context: &Context) -> bool {
+    let mut event = ibv_async_event::zeroed();
+    // SAFETY: the context is open, the record is the header's.
+    if unsafe { (context.functions.ibv_get_async_event)(context.raw.as_ptr(), &mut event) } != 0 {
+        return false;
+    }
+    // SAFETY: static text for any number.
+    let name = unsafe { (context.functions.ibv_event_type_str)(event.event_type) };
+    // SAFETY: as above.
+    let name = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy());
+    let name = name.as_deref().unwrap_or("unknown");
+    let subject = match subject(event.event_type) {
+        // SAFETY: the queue pair is there until the event has been acknowledged.
+        Subject::QueuePair => {
+            format!(", queue pair {}", unsafe { (*event.element.cast::<ibv_qp>()).qp_num })
+        }
+        // The union's first four bytes, whatever the byte order.
+        Subject::Port => {
+            // SAFETY: the record is ours.
+            let number = unsafe { (&raw const event.element).cast::<i32>().read() };
+            format!(", port {number}")
+        }
+        Subject::Device => String::new(),
+    };
+    let (device, code) = (&context.name, event.event_type);
+    match weight(code) {
+        tracing::Level::WARN => tracing::warn!("RDMA device {device}{subject}: {name} (event {code})"),
+        tracing::Level::INFO => tracing::info!("RDMA device {device}{subject}: {name} (event {code})"),
+        _ => tracing::debug!("RDMA device {device}{subject}: {name} (event {code})"),
+    }
+    // SAFETY: once per event.
+    unsafe { (context.functions.ibv_ack_async_event)(&mut event) };
+    true
+}
+
+/// What an event is about.
+#[derive(PartialEq, Eq, Debug)]
+enum Subject {
+    QueuePair,
+    Port,
+    Device,
+}
+
+fn subject(event: u32) -> Subject {
+    match event {
+        IBV_EVENT_QP_FATAL
+        | IBV_EVENT_QP_REQ_ERR
+        | IBV_EVENT_QP_ACCESS_ERR
+        | IBV_EVENT_COMM_EST
+        | IBV_EVENT_SQ_DRAINED
+        | IBV_EVENT_PATH_MIG
+        | IBV_EVENT_PATH_MIG_ERR
+        | IBV_EVENT_QP_LAST_WQE_REACHED => Subject::QueuePair,
+        IBV_EVENT_PORT_ACTIVE
+        | IBV_EVENT_PORT_ERR
+        | IBV_EVENT_LID_CHANGE
+        | IBV_EVENT_PKEY_CHANGE
+        | IBV_EVENT_SM_CHANGE
+        | IBV_EVENT_CLIENT_REREGISTER
+        | IBV_EVENT_GID_CHANGE => Subject::Port,
+        _ => Subject::Device,
+    }
+}
+
+fn weight(event: u32) -> tracing::Level {
+    match event {
+        // Part of every connection.
+        IBV_EVENT_COMM_EST | IBV_EVENT_SQ_DRAINED | IBV_EVENT_QP_LAST_WQE_REACHED => tracing::Level::DEBUG,
+        // Somebody is doing something.
+        IBV_EVENT_PORT_ACTIVE
+        | IBV_EVENT_LID_CHANGE
+        | IBV_EVENT_PKEY_CHANGE
+        | IBV_EVENT_SM_CHANGE
+        | IBV_EVENT_CLIENT_REREGISTER
+        | IBV_EVENT_GID_CHANGE
+        | IBV_EVENT_PATH_MIG => tracing::Level::INFO,
+        _ => tracing::Level::WARN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_warnings_and_say_what_failed() {
+        for (event, expected) in [
+            (IBV_EVENT_DEVICE_FATAL, (Subject::Device, tracing::Level::WARN)),
+            (IBV_EVENT_PORT_ERR, (Subject::Port, tracing::Level::WARN)),
+            (IBV_EVENT_QP_FATAL, (Subject::QueuePair, tracing::Level::WARN)),
+            (IBV_EVENT_PORT_ACTIVE, (Subject::Port, tracing::Level::INFO)),
+            (IBV_EVENT_COMM_EST, (Subject::QueuePair, tracing::Level::DEBUG)),
+            (99, (Subject::Device, tracing::Level::WARN)),
+        ] {
+            assert_eq!((subject(event), weight(event)), expected, "event {event}");
+        }
+    }
+}
