@@ -17,10 +17,12 @@ wait_for() {
 }
 
 device_active() { [[ $(< "/sys/class/infiniband/rx$1/ports/1/state") == 4:* ]]; }
-# Its addresses are in the GID table; IPv4 is shown as ::ffff:10.9.0.i.
+# Its addresses are in the GID table's first places; IPv4 is shown as ::ffff:10.9.0.i.
 device_has_gids() {
-  local gids v4 v6; gids=$(cat "/sys/class/infiniband/rx$1/ports/1/gids/"* 2>/dev/null)
-  printf -v v4 '0000:0000:0000:0000:0000:ffff:0a09:%04x' "$1"; printf -v v6 'fd09:0000:0000:0000:0000:0000:0000:%04x' "$1"
+  local gids= gid v4 v6 place
+  for place in 0 1 2 3; do read -r gid < "/sys/class/infiniband/rx$1/ports/1/gids/$place" && gids+="$gid "; done
+  printf -v v4 '0000:0000:0000:0000:0000:ffff:0a09:%04x' "$1"
+  printf -v v6 'fd09:0000:0000:0000:0000:0000:0000:%04x' "$1"
   [[ $gids == *$v4* && $gids == *$v6* ]]
 }
 
@@ -75,13 +77,13 @@ hosts() {
 }
 
 no_hosts() {
-  local link family
+  local link family rule
   [ -e /sys/class/net/br0 ] || return 0
-  for link in /sys/class/infiniband/rx*; do [ ! -e "$link" ] || rdma link del "${link##*/}"; done
-  for link in /sys/class/net/h[0-9]* /sys/class/net/br0; do [ ! -e "$link" ] || ip link del "${link##*/}"; done
+  for link in /sys/class/infiniband/rx*; do [ ! -e "$link" ] || echo "link del ${link##*/}"; done | rdma -b -
+  for link in /sys/class/net/h[0-9]* /sys/class/net/br0; do echo "link del ${link##*/}"; done | ip -batch -
   for family in -4 -6; do
+    ip $family rule | cut -d: -f1 | grep -vxE '32766|32767' | sed 's/^/rule del pref /' | ip $family -batch -
     ip $family rule add pref 0 lookup local
-    for link in 10 20 100; do while ip $family rule del pref $link 2>/dev/null; do :; done; done
   done
 }
 
@@ -90,3 +92,20 @@ loss() { local port; for port in /sys/class/net/p[0-9]*; do tc qdisc replace dev
 no_loss() { local port; for port in /sys/class/net/p[0-9]*; do tc qdisc del dev "${port##*/}" root 2>/dev/null || true; done; }
 link_down() { ip link set "p$1" down; }
 link_up() { ip link set "p$1" up; }
+
+# perftest TOOL SIZE COUNT [OPTION...]: between rx1 (server) and rx2 (client); one line of JSON. Throughputs in MiB/s, latencies in us.
+perftest() {
+  local tool=$1 size=$2 count=$3 server line fields; shift 3
+  "$tool" -d rx1 -x 1 -F -s "$size" -n "$count" "$@" > "$tool.server" 2>&1 & server=$!
+  wait_for 10 listens 18515 || { cat "$tool.server"; fail "$tool: its server does not listen"; }
+  "$tool" -d rx2 -x 1 -F -s "$size" -n "$count" "$@" 10.9.0.1 > "$tool.client" 2>&1 || { cat "$tool.client"; fail "$tool between rx1 and rx2"; }
+  wait "$server" || { cat "$tool.server"; fail "$tool: its server"; }
+  line=$(grep -E "^ *$size +[0-9]" "$tool.client" | tail -1)
+  read -ra fields <<< "$line"
+  case $tool in
+    *_bw) printf '{"tool":"%s","bytes":%d,"count":%d,"average_mib_s":%s,"peak_mib_s":%s}\n' "$tool" "$size" "$count" "${fields[3]}" "${fields[2]}" ;;
+    *) printf '{"tool":"%s","bytes":%d,"count":%d,"typical_us":%s,"average_us":%s,"p99_us":%s}\n' "$tool" "$size" "$count" "${fields[4]}" "${fields[5]}" "${fields[7]}" ;;
+  esac
+}
+# A TCP port (IPv4 or IPv6) in state LISTEN.
+listens() { local port; printf -v port '%04X' "$1"; grep -qE "^ *[0-9]+: [0-9A-F]+:$port [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6; }
