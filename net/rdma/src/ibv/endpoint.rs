@@ -62,7 +62,10 @@ impl Completions {
         let context = &completions.domain.context;
         // SAFETY: the channel is there.
         let file = ChannelFile(unsafe { channel.as_ref() }.fd);
-        let events = events::set_nonblocking(&file).and_then(|()| AsyncFd::with_interest(file, Interest::READABLE));
+        let events = events::set_nonblocking(&file).and_then(|()| {
+            // SAFETY: the file is the channel's, which outlives this: see the order of fields and `Drop` below.
+            unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) }.map_err(Into::into)
+        });
         completions.events = Some(events.map_err(|error| context.failed("waiting for completions", error))?);
         // SAFETY: the context is open.
         let vectors = unsafe { context.raw.as_ref() }.num_comp_vectors.max(1) as usize;

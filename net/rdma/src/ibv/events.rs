@@ -49,7 +49,8 @@ fn events_of(context: &Context) -> io::Result<AsyncFd<OwnedFd>> {
     let file = unsafe { BorrowedFd::borrow_raw((*context.raw.as_ptr()).async_fd) };
     let file = file.try_clone_to_owned()?;
     set_nonblocking(&file)?;
-    AsyncFd::with_interest(file, Interest::READABLE)
+    // SAFETY: it owns the file, which stays open until it is dropped.
+    unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) }.map_err(Into::into)
 }
 
 /// Reads of it no longer wait.

@@ -81,7 +81,7 @@ macro_rules! records {
                 path: $crate::ibv::sys::path_of!($field $($path)?),
                 offset: std::mem::offset_of!($name, $field),
                 size: size_of::<$type>(),
-                group: stringify!($type).starts_with("[Unused"),
+                group: matches!(stringify!($type).as_bytes(), [b'[', b'U', b'n', b'u', ..]),
             },)*],
         },)*];
     };
