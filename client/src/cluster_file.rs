@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use catena_net::TransportConfig;
 use catena_proto::ids::ClusterId;
 use catena_proto::token::Token;
 use serde::Deserialize;
@@ -24,6 +25,8 @@ pub struct ClusterFile {
     pub token: Token,
     /// Where its managers answer, `host:port` each.
     pub mgmtd: Vec<String>,
+    /// What carries data between this client and storage services.
+    pub transport: TransportConfig,
 }
 
 /// A cluster file that cannot be used.
@@ -68,6 +71,8 @@ struct Fields {
     cluster: String,
     token: String,
     mgmtd: Vec<String>,
+    #[serde(default)]
+    transport: TransportConfig,
 }
 
 impl ClusterFile {
@@ -101,7 +106,7 @@ impl FromStr for ClusterFile {
         if fields.mgmtd.is_empty() {
             return Err(bad("`mgmtd` names no address".into()));
         }
-        Ok(ClusterFile { cluster, token, mgmtd: fields.mgmtd })
+        Ok(ClusterFile { cluster, token, mgmtd: fields.mgmtd, transport: fields.transport })
     }
 }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use catena_buf::{BufPool, IoBuf, PoolClass, PoolConfig};
 use catena_meta_client::{Connector, Credentials, GrpcConnector, MetaClient, Servers};
 use catena_mgmtd_client::{CallOptions, ClientSession, MgmtdClient, RoutingWatch, WatchOptions};
-use catena_net::tcp::TcpTransport;
 use catena_net::{Identity, PeerId, Transport};
 use catena_proto::ids::{ClientId, ClusterId, Incarnation, InodeId, RoutingVersion};
 use catena_proto::layout::MAX_IO;
@@ -175,7 +174,10 @@ impl Catena {
             client,
             mgmtd,
             meta: Arc::new(GrpcConnector::new(auth, channels, META_CONNECT)),
-            transport: Arc::new(TcpTransport::new(identity, pool)),
+            transport: cluster
+                .transport
+                .open(identity, pool)
+                .map_err(|error| Error::new("connect", &*managers, Status::NoRdma, error.to_string()))?,
         };
         let options = ConnectOptions { seed: Some(rng.random()), ..options };
         Catena::connect_over(links, &managers, options).await

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use catena_kv::StoreConfig;
+use catena_net::TransportConfig;
 use catena_proto::ids::{ClusterId, NodeId, TableId};
 use catena_proto::layout::{DEFAULT_CHUNK_SIZE, check_chunk_size};
 use catena_proto::token::Token;
@@ -55,6 +56,9 @@ pub struct Config {
     /// Operations slower than this are logged.
     #[serde(default = "default_slow", deserialize_with = "duration")]
     pub slow: Duration,
+    /// What reaches storage services; opened by the CLI and handed to [`crate::start`].
+    #[serde(default)]
+    pub transport: TransportConfig,
     /// Read by the CLI.
     #[serde(default)]
     pub log: Option<toml::Value>,

@@ -29,6 +29,7 @@
 
 mod call;
 mod calls;
+mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
@@ -46,6 +47,7 @@ pub mod tcp;
 mod transport;
 
 pub use call::{Call, Reply, Segment};
+pub use config::{Fallback, Kind as TransportKind, OpenError, TransportConfig};
 pub use error::NetError;
 pub use handshake::{Identity, PeerId};
 pub use service::{Incoming, Pull, ReplySink, Responder, Service};

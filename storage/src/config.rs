@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use catena_net::TransportConfig;
 use catena_proto::ids::{ClusterId, NodeId};
 use catena_proto::token::Token;
 use serde::de::Error as _;
@@ -62,6 +63,9 @@ pub struct Config {
     /// Between the end of one scrub of a disk and the beginning of the next; 0s: only by order.
     #[serde(default = "default_scrub_interval", deserialize_with = "duration")]
     pub scrub_interval: Duration,
+    /// What carries data; opened by the CLI and handed to [`crate::start`].
+    #[serde(default)]
+    pub transport: TransportConfig,
     /// Read by the CLI.
     #[serde(default)]
     pub log: Option<toml::Value>,
@@ -164,7 +168,7 @@ fn default_scrub_interval() -> Duration {
 }
 
 fn has_port(address: &str) -> bool {
-    let address = address.strip_prefix("tcp://").unwrap_or(address);
+    let address = address.split_once("://").map_or(address, |(_, host)| host);
     address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 

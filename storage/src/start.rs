@@ -144,8 +144,9 @@ pub async fn start(config: Config, env: Env, transport: Arc<dyn Transport>) -> R
     let (id, clock) = (config.node_id(), env.clock.clone());
     let node = Arc::new(Node::new(id, clock, metrics, peers, shipping, throttle, routing, disks));
     let listener =
-        transport.listen(&with_scheme(&config.listen), Arc::new(FrontDoor(Arc::downgrade(&node)))).await?;
-    let address = config.advertise.as_deref().map_or_else(|| listener.address(), with_scheme);
+        transport.listen(&config.listen, Arc::new(FrontDoor(Arc::downgrade(&node)))).await?;
+    let bound = listener.address();
+    let address = config.advertise.as_deref().map_or_else(|| bound.clone(), |address| with_scheme_of(&bound, address));
     info!(node = %id, address, disks = node.disks().len(), "storage service listens");
 
     let mut running =
@@ -269,9 +270,12 @@ fn announce(config: &Config, node: &Node, address: &str, incarnation: Incarnatio
     }
 }
 
-/// Addresses are TCP unless they say otherwise.
-fn with_scheme(address: &str) -> String {
-    if address.contains("://") { address.to_owned() } else { format!("tcp://{address}") }
+/// What is advertised offers what the listener offers, unless it says otherwise.
+fn with_scheme_of(bound: &str, address: &str) -> String {
+    match bound.split_once("://") {
+        Some((scheme, _)) if !address.contains("://") => format!("{scheme}://{address}"),
+        _ => address.to_owned(),
+    }
 }
 
 impl Running {

@@ -111,7 +111,12 @@ impl Cluster {
         let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
         let mgmtd = catena_mgmtd::start(mgmtd, env, db).await.expect("mgmtd starts");
         let file =
-            ClusterFile { cluster: CLUSTER, token: TOKEN, mgmtd: vec![mgmtd.control_address().to_string()] };
+            ClusterFile {
+                cluster: CLUSTER,
+                token: TOKEN,
+                mgmtd: vec![mgmtd.control_address().to_string()],
+                transport: Default::default(),
+            };
         let mut cluster = Cluster {
             shape,
             directory,

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use catena_net::TransportConfig;
 use catena_proto::ids::ClusterId;
 use catena_proto::token::Token;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ pub struct Cluster {
     pub token: Token,
     /// Where its managers answer, `host:port`.
     pub mgmtd: Vec<String>,
+    /// What carries data between clients and storage services.
+    pub transport: TransportConfig,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -28,6 +31,12 @@ struct Fields {
     cluster: String,
     token: String,
     mgmtd: Vec<String>,
+    #[serde(default, skip_serializing_if = "is_standard")]
+    transport: TransportConfig,
+}
+
+fn is_standard(transport: &TransportConfig) -> bool {
+    *transport == TransportConfig::default()
 }
 
 impl Cluster {
@@ -53,13 +62,17 @@ impl Cluster {
                 path.display()
             );
         }
-        Ok(Cluster { id, token, mgmtd: fields.mgmtd })
+        Ok(Cluster { id, token, mgmtd: fields.mgmtd, transport: fields.transport })
     }
 
     /// Writes a cluster file that only its owner can read.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let fields =
-            Fields { cluster: self.id.to_string(), token: self.token.to_hex(), mgmtd: self.mgmtd.clone() };
+        let fields = Fields {
+            cluster: self.id.to_string(),
+            token: self.token.to_hex(),
+            mgmtd: self.mgmtd.clone(),
+            transport: self.transport.clone(),
+        };
         let text = format!(
             "# A Catena cluster. Keep it to yourself: whoever has the token belongs to the cluster.\n\
              # Clients: --cluster THIS_FILE or CATENA_CLUSTER=THIS_FILE.\n{}",

@@ -89,6 +89,11 @@ pub async fn for_other_metas(first: &Catena, make: impl AsyncFn() -> Result<Cate
 
 /// A client of `cluster`. Modes come from the commands, which know the process's umask, so that `-m` can mean what it says.
 pub async fn to(cluster: &Cluster, options: ConnectOptions) -> Result<Catena> {
-    let file = ClusterFile { cluster: cluster.id, token: cluster.token, mgmtd: cluster.mgmtd.clone() };
+    let file = ClusterFile {
+        cluster: cluster.id,
+        token: cluster.token,
+        mgmtd: cluster.mgmtd.clone(),
+        transport: cluster.transport.clone(),
+    };
     Ok(Catena::connect(&file, ConnectOptions { umask: 0, ..options }).await?)
 }

@@ -33,6 +33,7 @@ pub(crate) use self::link::Link;
 pub(crate) use self::rails::Rails;
 pub(crate) use self::session::RdmaSession;
 pub(crate) use self::setup::accept;
+use crate::config::Fallback;
 use crate::error::NetError;
 use crate::handshake::{Identity, carrier};
 use crate::limits;
@@ -40,16 +41,6 @@ use crate::listener::{Offer, Server};
 use crate::service::Service;
 use crate::tcp::{TcpOptions, TcpTransport, dial, within};
 use crate::transport::{Connection, Listener, RDMA, Transport};
-
-/// What to do where RDMA cannot be had.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Fallback {
-    /// Fail, and say why.
-    #[default]
-    None,
-    /// Use TCP for that connection, and say so in the log.
-    Tcp,
-}
 
 /// What can be chosen.
 #[derive(Clone, Debug)]

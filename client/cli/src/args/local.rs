@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use catena_net::TransportKind;
+use clap::{Args, ValueEnum};
 
 use crate::local::store::Kind;
 use crate::units::{parse_chunk_size, parse_duration, parse_size};
@@ -22,6 +23,36 @@ pub struct StoreArgs {
     pub fdb_library: Option<PathBuf>,
 }
 
+/// What carries data.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TransportArgs {
+    /// What carries data between clients and storage nodes [default: tcp].
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub transport: Option<TransportName>,
+    /// RDMA device (`mlx5_0`, or with its port `mlx5_0:1`); several times, or with commas between them, for one per storage node, and
+    /// one behind them for clients [default: all that are active].
+    #[arg(long, value_name = "DEVICE", value_delimiter = ',', requires = "transport")]
+    pub rdma_device: Vec<String>,
+}
+
+/// A transport's name on the command line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum TransportName {
+    /// TCP on the loopback interface.
+    Tcp,
+    /// RDMA, see `catena rdma check`.
+    Rdma,
+}
+
+impl From<TransportName> for TransportKind {
+    fn from(name: TransportName) -> TransportKind {
+        match name {
+            TransportName::Tcp => TransportKind::Tcp,
+            TransportName::Rdma => TransportKind::Rdma,
+        }
+    }
+}
+
 /// `catena demo`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -29,6 +60,7 @@ pub struct StoreArgs {
   catena demo --size 256MiB --json
   catena demo --nodes 5 --chunk-size 4MiB --dir /mnt/nvme --keep
   catena demo --kv fdb --cluster-file /etc/foundationdb/fdb.cluster
+  catena demo --transport rdma
 
 The cluster's directory must be on a disk, not on tmpfs: the storage services use O_DIRECT.")]
 pub struct DemoArgs {
@@ -52,6 +84,8 @@ pub struct DemoArgs {
     pub keep: bool,
     #[command(flatten)]
     pub store: StoreArgs,
+    #[command(flatten)]
+    pub transport: TransportArgs,
 }
 
 /// `catena dev`.
@@ -61,6 +95,7 @@ pub struct DemoArgs {
   catena dev --dir ./cluster --nodes 5 --disks-per-node 2 --replicas 3
   catena dev --dir ./cluster --mgmtd 3 --meta 2
   catena dev --dir ./cluster --mgmtd 3 --meta 2 --kv fdb --cluster-file /etc/foundationdb/fdb.cluster
+  catena dev --dir ./cluster --transport rdma --rdma-device mlx5_0,mlx5_1
   CATENA_CLUSTER=./cluster/cluster.toml catena fs ls /
 
 A service that dies is started again after half a second, later if it keeps dying; D/run/NAME.pid has the process id of every service
@@ -100,4 +135,6 @@ pub struct DevArgs {
     pub log_level: String,
     #[command(flatten)]
     pub store: StoreArgs,
+    #[command(flatten)]
+    pub transport: TransportArgs,
 }

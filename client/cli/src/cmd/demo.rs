@@ -19,6 +19,7 @@ use crate::local::directory::Directory;
 use crate::local::place::Place;
 use crate::local::session::{storage_name, with_cluster};
 use crate::local::shape::{Shape, Wish};
+use crate::local::transport::LocalTransport;
 use crate::output::Output;
 use crate::pump::{self, Source, Stride};
 use crate::resyncs;
@@ -57,6 +58,7 @@ pub async fn run(args: DemoArgs, out: Output) -> Result<()> {
         let mut directory = Directory::open(&place.path, &wish)?;
         made = Some(directory.cluster().clone());
         directory.lease = Some(LEASE);
+        directory.set_transport(LocalTransport::wished(&args.transport))?;
         if !out.json {
             eprintln!("catena: a cluster in {}", place.path.display());
         }

@@ -7,6 +7,7 @@ use crate::exit::Result;
 use crate::local::cluster::LocalCluster;
 use crate::local::directory::{Directory, NO_NODE};
 use crate::local::shape::Wish;
+use crate::local::transport::LocalTransport;
 use crate::output::Output;
 use crate::signals::Stop;
 use crate::supervise::{Event, State, last_words};
@@ -28,6 +29,7 @@ pub async fn run(args: DevArgs, out: Output) -> Result<()> {
     };
     let mut directory = Directory::open(&args.dir, &wish)?;
     directory.lease = args.lease;
+    directory.set_transport(LocalTransport::wished(&args.transport))?;
     let mut cluster = LocalCluster::start(directory, &args.log_level, stop.wait()).await?;
     announce(&cluster, out);
     loop {

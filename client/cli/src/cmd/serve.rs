@@ -9,8 +9,7 @@ use catena_buf::{BufPool, PoolConfig};
 use catena_kv::local::Store;
 use catena_kv::{Database, MemDatabase, StoreConfig};
 use catena_kv_embedded::{EmbeddedDatabase, Options};
-use catena_net::tcp::TcpTransport;
-use catena_net::{Identity, PeerId, Transport};
+use catena_net::{Identity, PeerId, Transport, TransportConfig};
 use catena_proto::ids::{ClusterId, Incarnation, NodeId};
 use catena_proto::token::Token;
 use prometheus_client::registry::Registry;
@@ -72,7 +71,7 @@ async fn meta(args: &ServeArgs) -> Result<()> {
     };
     let pool =
         BufPool::new(PoolConfig::client(META_POOL)).map_err(|error| Failure::failed(error.to_string()))?;
-    let transport: Arc<dyn Transport> = Arc::new(TcpTransport::new(identity, pool));
+    let transport = open_transport(&config.transport, identity, pool)?;
     let mut end = End::new(args)?;
     let Some(running) = end.unless(catena_meta::start(config, env, db, transport)).await? else {
         return Ok(());
@@ -101,7 +100,7 @@ async fn storage(args: &ServeArgs) -> Result<()> {
     let bytes = usize::try_from(config.pool).unwrap_or(usize::MAX);
     let pool =
         BufPool::new(PoolConfig::service(bytes)).map_err(|error| Failure::failed(error.to_string()))?;
-    let transport: Arc<dyn Transport> = Arc::new(TcpTransport::new(identity, pool));
+    let transport = open_transport(&config.transport, identity, pool)?;
     let mut end = End::new(args)?;
     let Some(running) = end.unless(catena_storage::start(config, env, transport)).await? else {
         return Ok(());
@@ -112,6 +111,10 @@ async fn storage(args: &ServeArgs) -> Result<()> {
     let outcome = end.or_failure(running.failed()).await;
     running.stop().await;
     outcome
+}
+
+fn open_transport(config: &TransportConfig, identity: Identity, pool: BufPool) -> Result<Arc<dyn Transport>> {
+    config.open(identity, pool).map_err(|error| Failure::failed(error.to_string()))
 }
 
 async fn kv(args: &ServeArgs) -> Result<()> {

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use catena_kv::StoreConfig;
+use catena_net::TransportConfig;
 use catena_proto::ids::ClusterId;
 use catena_proto::token::Token;
 use rustix::fs::{FlockOperation, flock};
@@ -28,6 +29,7 @@ use crate::exit::{Exit, Failure, Result};
 use crate::local::ports;
 use crate::local::shape::{Shape, Wish};
 use crate::local::store::Store;
+use crate::local::transport::LocalTransport;
 use crate::toml_file;
 
 /// Node numbers: storage nodes count from 1, so that `storage-2` is node 2. The only mgmtd:
@@ -68,6 +70,7 @@ pub struct Directory {
     pub fresh: bool,
     /// How long a service may be silent before it counts as failed; mgmtd's default if nothing is said.
     pub lease: Option<Duration>,
+    transport: LocalTransport,
     _lock: File,
 }
 
@@ -123,14 +126,22 @@ impl Directory {
         let fresh = cluster.is_none();
         let mgmtd = managers.map(|(name, ..)| format!("127.0.0.1:{}", ports[&name])).collect();
         let cluster = match cluster {
-            Some(cluster) => Cluster { mgmtd, ..cluster },
+            Some(cluster) => Cluster { mgmtd, transport: TransportConfig::default(), ..cluster },
             None => {
-                Cluster { id: ClusterId(rand::random::<u128>().max(1)), token: Token(rand::random()), mgmtd }
+                let (id, token) = (ClusterId(rand::random::<u128>().max(1)), Token(rand::random()));
+                Cluster { id, token, mgmtd, transport: TransportConfig::default() }
             }
         };
-        let directory = Directory { root, shape, ports, cluster, fresh, lease: None, _lock: lock };
+        let directory = Directory { root, shape, ports, cluster, fresh, lease: None, transport: LocalTransport::default(), _lock: lock };
         directory.write()?;
         Ok(directory)
+    }
+
+    /// From the next start on data goes over this; clients are told too.
+    pub fn set_transport(&mut self, transport: LocalTransport) -> Result<()> {
+        self.cluster.transport = transport.of_clients(self.shape.nodes);
+        self.transport = transport;
+        self.write()
     }
 
     /// Where it is.
@@ -272,6 +283,15 @@ impl Directory {
                 format!("disks = [{}]\ncapacity = {disk_capacity}\npool = \"256 MiB\"\n", disks.join(", "))
             }
         };
+        let transport = match spec.kind {
+            ServiceKind::Storage => self.transport.of_node(spec.node),
+            ServiceKind::Meta => self.transport.of_clients(self.shape.nodes),
+            ServiceKind::Mgmtd | ServiceKind::Kv => TransportConfig::default(),
+        };
+        if transport != TransportConfig::default() {
+            text += "\n[transport]\n";
+            text += &toml::to_string(&transport).unwrap_or_default();
+        }
         text + &format!("\n[log]\nformat = \"human\"\nlevel = {}\n", quote(log_level))
     }
 }

@@ -8,3 +8,4 @@ pub mod ports;
 pub mod session;
 pub mod shape;
 pub mod store;
+pub mod transport;
