@@ -143,10 +143,10 @@ pub async fn start(config: Config, env: Env, transport: Arc<dyn Transport>) -> R
     let throttle = Throttle::new(config.resync_rate);
     let (id, clock) = (config.node_id(), env.clock.clone());
     let node = Arc::new(Node::new(id, clock, metrics, peers, shipping, throttle, routing, disks));
-    let listener =
-        transport.listen(&config.listen, Arc::new(FrontDoor(Arc::downgrade(&node)))).await?;
+    let listener = transport.listen(&config.listen, Arc::new(FrontDoor(Arc::downgrade(&node)))).await?;
     let bound = listener.address();
-    let address = config.advertise.as_deref().map_or_else(|| bound.clone(), |address| with_scheme_of(&bound, address));
+    let address =
+        config.advertise.as_deref().map_or_else(|| bound.clone(), |address| with_scheme_of(&bound, address));
     info!(node = %id, address, disks = node.disks().len(), "storage service listens");
 
     let mut running =

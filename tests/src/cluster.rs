@@ -110,13 +110,12 @@ impl Cluster {
         let env = catena_mgmtd::Env { clock: clock(), seed: 1 };
         let db: Arc<dyn Database> = Arc::new(MemDatabase::new());
         let mgmtd = catena_mgmtd::start(mgmtd, env, db).await.expect("mgmtd starts");
-        let file =
-            ClusterFile {
-                cluster: CLUSTER,
-                token: TOKEN,
-                mgmtd: vec![mgmtd.control_address().to_string()],
-                transport: Default::default(),
-            };
+        let file = ClusterFile {
+            cluster: CLUSTER,
+            token: TOKEN,
+            mgmtd: vec![mgmtd.control_address().to_string()],
+            transport: Default::default(),
+        };
         let mut cluster = Cluster {
             shape,
             directory,

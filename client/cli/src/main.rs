@@ -56,6 +56,7 @@ fn run(cli: Cli) -> Result<()> {
         match cli.command {
             Command::Demo(args) => cmd::demo::run(args, out).await,
             Command::Dev(args) => cmd::dev::run(args, out).await,
+            Command::Rdma(command) => cmd::rdma::run(command, out).await,
             Command::Serve(command) => cmd::serve::run(command).await,
             Command::Config(command) => cmd::config::run(command, out),
             Command::Fs(command) => interruptible(cmd::fs::run(command, &cli.cluster, out)).await,

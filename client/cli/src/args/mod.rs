@@ -5,6 +5,7 @@ pub mod bench;
 pub mod fs;
 pub mod kv;
 pub mod local;
+pub mod rdma;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,6 +51,9 @@ pub enum Command {
     Demo(local::DemoArgs),
     /// Run a cluster of child processes on this machine, in the foreground; its files persist in a directory.
     Dev(local::DevArgs),
+    /// RDMA devices.
+    #[command(subcommand)]
+    Rdma(rdma::RdmaCommand),
     /// Run one service.
     #[command(subcommand, after_help = SERVE)]
     Serve(ServeCommand),
@@ -72,6 +76,7 @@ impl Command {
     pub fn name(&self) -> String {
         let (group, name) = match self {
             Command::Demo(_) => return "demo".into(),
+            Command::Rdma(rdma::RdmaCommand::Check(_)) => ("rdma", "check"),
             Command::Dev(_) => return "dev".into(),
             Command::Serve(ServeCommand::Mgmtd(_)) => ("serve", "mgmtd"),
             Command::Serve(ServeCommand::Kv(_)) => ("serve", "kv"),

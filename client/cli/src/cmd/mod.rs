@@ -7,4 +7,5 @@ pub mod demo;
 pub mod dev;
 pub mod fs;
 pub mod fsck;
+pub mod rdma;
 pub mod serve;

@@ -132,7 +132,16 @@ impl Directory {
                 Cluster { id, token, mgmtd, transport: TransportConfig::default() }
             }
         };
-        let directory = Directory { root, shape, ports, cluster, fresh, lease: None, transport: LocalTransport::default(), _lock: lock };
+        let directory = Directory {
+            root,
+            shape,
+            ports,
+            cluster,
+            fresh,
+            lease: None,
+            transport: LocalTransport::default(),
+            _lock: lock,
+        };
         directory.write()?;
         Ok(directory)
     }

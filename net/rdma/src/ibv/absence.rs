@@ -16,8 +16,7 @@ pub fn explain() -> String {
 
 fn names(directory: &Path, prefix: &str) -> Vec<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.retain(|name| name.starts_with(prefix));
     names.sort();
     names

@@ -3,10 +3,10 @@
 use std::ffi::c_int;
 use std::io;
 
+use super::absence;
 use super::device::{Context, text};
 use super::library::{clear_errno, errno, query_port};
 use super::sys::*;
-use super::absence;
 use crate::error::VerbsError;
 use crate::provider::{DeviceInfo, DeviceLimits, Gid, GidEntry, GidKind, LinkLayer, PortInfo};
 

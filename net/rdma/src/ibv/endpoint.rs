@@ -18,9 +18,7 @@ use super::post::{self, Calls, Posting};
 use super::sys::*;
 use super::{address, describe, events, memory};
 use crate::error::{CompletionError, VerbsError};
-use crate::provider::{
-    Access, Completion, Depths, Endpoint, LinkLayer, Path, PeerAddress, Receive, Work,
-};
+use crate::provider::{Access, Completion, Depths, Endpoint, LinkLayer, Path, PeerAddress, Receive, Work};
 
 /// Completions that are taken from the queue at a time.
 const POLL: usize = 32;
@@ -82,7 +80,8 @@ impl Completions {
                 vector as c_int,
             )
         };
-        let queue = NonNull::new(queue).ok_or_else(|| context.failed(queue_verb("ibv_create_cq"), errno()))?;
+        let queue =
+            NonNull::new(queue).ok_or_else(|| context.failed(queue_verb("ibv_create_cq"), errno()))?;
         completions.queue = Some(queue);
         Ok(completions)
     }
@@ -170,7 +169,11 @@ impl Completions {
             clear_errno();
             // SAFETY: the channel is there, and both are written to.
             let status = unsafe {
-                (self.domain.context.functions.ibv_get_cq_event)(self.channel.as_ptr(), &mut queue, &mut cookie)
+                (self.domain.context.functions.ibv_get_cq_event)(
+                    self.channel.as_ptr(),
+                    &mut queue,
+                    &mut cookie,
+                )
             };
             if status != 0 {
                 return (count, errno());
@@ -255,8 +258,9 @@ impl RcEndpoint {
     fn modify(&self, what: &'static str, attr: &mut ibv_qp_attr, mask: u32) -> Result<(), VerbsError> {
         let context = &self.domain().context;
         // SAFETY: the queue pair is there, the record is the header's.
-        let status =
-            unsafe { (context.functions.ibv_modify_qp)(self.pair.as_ptr(), attr, (mask | IBV_QP_STATE) as c_int) };
+        let status = unsafe {
+            (context.functions.ibv_modify_qp)(self.pair.as_ptr(), attr, (mask | IBV_QP_STATE) as c_int)
+        };
         context.check(what, status)
     }
 
@@ -276,7 +280,9 @@ fn create(
     let sizes: &[u32] = if depths.inline > 0 { &[depths.inline, 0] } else { &[0] };
     if posting == Posting::Calls {
         for &inline in sizes {
-            let Ok((pair, granted)) = create_for_calls(domain, queue, Depths { inline, ..depths }) else { continue };
+            let Ok((pair, granted)) = create_for_calls(domain, queue, Depths { inline, ..depths }) else {
+                continue;
+            };
             // SAFETY: the queue pair was just made.
             let extended = unsafe { (domain.context.functions.ibv_qp_to_qp_ex)(pair.as_ptr()) };
             // SAFETY: `RcEndpoint` keeps both together.
@@ -311,7 +317,11 @@ fn capacity(depths: Depths) -> ibv_qp_cap {
     }
 }
 
-fn create_for_calls(domain: &Domain, queue: *mut ibv_cq, depths: Depths) -> io::Result<(NonNull<ibv_qp>, u32)> {
+fn create_for_calls(
+    domain: &Domain,
+    queue: *mut ibv_cq,
+    depths: Depths,
+) -> io::Result<(NonNull<ibv_qp>, u32)> {
     let mut attr = ibv_qp_init_attr_ex {
         send_cq: queue,
         recv_cq: queue,
@@ -328,7 +338,11 @@ fn create_for_calls(domain: &Domain, queue: *mut ibv_cq, depths: Depths) -> io::
     NonNull::new(pair).map(|pair| (pair, attr.cap.max_inline_data)).ok_or_else(errno)
 }
 
-fn create_for_lists(domain: &Domain, queue: *mut ibv_cq, depths: Depths) -> io::Result<(NonNull<ibv_qp>, u32)> {
+fn create_for_lists(
+    domain: &Domain,
+    queue: *mut ibv_cq,
+    depths: Depths,
+) -> io::Result<(NonNull<ibv_qp>, u32)> {
     let mut attr = ibv_qp_init_attr {
         send_cq: queue,
         recv_cq: queue,
@@ -349,7 +363,9 @@ fn queue_verb(verb: &'static str) -> &'static str {
         (Some(_), "ibv_create_cq") => {
             "ibv_create_cq (its memory can count against the limit of locked memory, `ulimit -l`)"
         }
-        (Some(_), _) => "ibv_create_qp (its memory can count against the limit of locked memory, `ulimit -l`)",
+        (Some(_), _) => {
+            "ibv_create_qp (its memory can count against the limit of locked memory, `ulimit -l`)"
+        }
     }
 }
 
@@ -379,7 +395,9 @@ impl Endpoint for RcEndpoint {
     fn ready_to_receive(&self, path: &Path, peer: &PeerAddress) -> Result<(), VerbsError> {
         let context = &self.domain().context;
         let Some(mtu) = describe::mtu_code(path.mtu) else {
-            return Err(context.limit(format!("a path MTU of {}: there are 256, 512, 1024, 2048 and 4096", path.mtu)));
+            return Err(
+                context.limit(format!("a path MTU of {}: there are 256, 512, 1024, 2048 and 4096", path.mtu))
+            );
         };
         let (own, grh_required) = match path.link {
             LinkLayer::Ethernet => (None, true),

@@ -105,9 +105,10 @@ fn records_and_constants_are_those_of_the_header() {
     // Only that no empty program compiles with the header is a reason not to compare.
     let probe = compile();
     if !probe.as_ref().is_ok_and(|output| output.status.success()) {
-        let why = probe.map_or_else(|error| format!("cc: {error}"), |output| {
-            String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("cc fails").to_owned()
-        });
+        let why = probe.map_or_else(
+            |error| format!("cc: {error}"),
+            |output| String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("cc fails").to_owned(),
+        );
         println!("not compared with infiniband/verbs.h, which needs cc and libibverbs-dev: {why}");
         std::fs::remove_dir_all(&directory).unwrap();
         return;

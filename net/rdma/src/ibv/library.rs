@@ -131,7 +131,8 @@ unsafe fn extended(context: *mut ibv_context, needed: usize) -> Option<*mut verb
     if !marked {
         return None;
     }
-    let outer = context.wrapping_byte_sub(std::mem::offset_of!(verbs_context, context)).cast::<verbs_context>();
+    let outer =
+        context.wrapping_byte_sub(std::mem::offset_of!(verbs_context, context)).cast::<verbs_context>();
     // SAFETY: the mark says that the context lies in a `verbs_context`, of which `sz` is always there.
     (unsafe { (*outer).sz } >= needed).then_some(outer)
 }

@@ -130,7 +130,11 @@ mod tests {
         let mib = 1 << 20;
         assert_eq!(beyond(&os(libc::ENOMEM), 8 * mib, mib, Some(8 << 20)), Some(9 * 1024));
         assert_eq!(beyond(&os(libc::EPERM), 1, 0, Some(0)), Some(4), "in pages");
-        assert_eq!(beyond(&os(libc::ENOMEM), mib, 0, Some(8 << 20)), None, "below the limit: memory is short");
+        assert_eq!(
+            beyond(&os(libc::ENOMEM), mib, 0, Some(8 << 20)),
+            None,
+            "below the limit: memory is short"
+        );
         assert_eq!(beyond(&os(libc::ENOMEM), mib, 0, None), None, "no limit");
         assert_eq!(beyond(&os(libc::EINVAL), mib, 0, Some(0)), None, "another error");
         assert_eq!(beyond(&os(libc::ENOMEM), usize::MAX, 1, Some(0)), None, "nobody has that much");
