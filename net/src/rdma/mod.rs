@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use catena_buf::BufPool;
+use catena_proto::status::Status;
 use catena_verbs::{Provider, VerbsError};
 use futures_util::future::BoxFuture;
 use tracing::{info, warn};
@@ -142,7 +143,7 @@ impl Transport for RdmaTransport {
                 Err(error) => error,
             };
             let stranger = matches!(&error, NetError::Refused { status, .. }
-                if *status != catena_proto::status::Status::NoRdma);
+                if !matches!(status, Status::NoRdma | Status::Busy));
             if self.options.fallback == Fallback::None || stranger {
                 return Err(error);
             }

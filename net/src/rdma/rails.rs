@@ -71,17 +71,28 @@ fn parse(name: &str) -> (&str, Option<u8>) {
     }
 }
 
-/// The entry of a port's table to use: the one that was configured; else the address that the connection was made to or from; else,
-/// on Ethernet, the first of RoCE v2 that reaches beyond the link, IPv4 first.
-fn choose_gid(port: &PortInfo, index: Option<u8>, address: Option<IpAddr>) -> Option<GidEntry> {
+/// The entry of a port's table to use: the one that was configured; else, of the family of the peer's address if that is known already, the
+/// address that the connection was made to or from, else one of its family; on Ethernet RoCE v2 and what reaches beyond the link, and
+/// IPv4 first.
+fn choose_gid(
+    port: &PortInfo,
+    index: Option<u8>,
+    address: Option<IpAddr>,
+    peer: Option<Gid>,
+) -> Option<GidEntry> {
+    let ethernet = port.link == LinkLayer::Ethernet;
     let wanted = address.map(Gid::of);
+    let of_family = |gid: Gid, family: Option<IpAddr>| {
+        !ethernet || family.is_none_or(|family| family.is_ipv4() == gid.ip().is_ipv4())
+    };
     port.gids
         .iter()
         .filter(|entry| index.is_none_or(|index| entry.index == index))
         .min_by_key(|entry| {
-            let ethernet = port.link == LinkLayer::Ethernet;
             (
+                !of_family(entry.gid, peer.map(Gid::ip)),
                 Some(entry.gid) != wanted,
+                !of_family(entry.gid, address),
                 ethernet && entry.kind != GidKind::RoceV2,
                 ethernet && entry.gid.is_link_local(),
                 ethernet && entry.gid.ip().is_ipv6(),
@@ -154,7 +165,12 @@ impl Rails {
 
     /// A port for a connection whose stream has this address here: the port that has the address too; else the peer's `hint`; else each
     /// in turn. Only ports that are up, if any is.
-    pub(super) fn choose(&self, address: Option<IpAddr>, hint: Option<usize>) -> Result<Route, VerbsError> {
+    pub(super) fn choose(
+        &self,
+        address: Option<IpAddr>,
+        hint: Option<usize>,
+        peer: Option<Gid>,
+    ) -> Result<Route, VerbsError> {
         let mut routes = Vec::new();
         let mut down = Vec::new();
         for (at, rail) in self.rails.iter().enumerate() {
@@ -165,7 +181,7 @@ impl Rails {
                 down.push(format!("{name} is {}", port.state));
                 continue;
             }
-            match choose_gid(&port, self.options.gid_index, address) {
+            match choose_gid(&port, self.options.gid_index, address, peer) {
                 Some(gid) => {
                     routes.push(Route { nic: rail.nic.clone(), limits: info.limits, port, gid, at });
                 }
@@ -284,17 +300,24 @@ mod tests {
             (4, "10.9.0.1", GidKind::RoceV2),
         ];
         let roce = port(LinkLayer::Ethernet, &gids);
-        let chosen = |index, address: Option<&str>| {
-            choose_gid(&roce, index, address.map(|ip| ip.parse().unwrap())).map(|entry| entry.index)
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let chosen = |index, address: Option<&str>, peer: Option<&str>| {
+            choose_gid(&roce, index, address.map(ip), peer.map(|peer| Gid::of(ip(peer))))
+                .map(|entry| entry.index)
         };
-        assert_eq!(chosen(None, None), Some(4));
-        assert_eq!(chosen(None, Some("fd09::1")), Some(2));
-        assert_eq!(chosen(None, Some("10.9.0.1")), Some(4));
-        assert_eq!(chosen(None, Some("192.168.0.1")), Some(4));
-        assert_eq!(chosen(Some(1), Some("fd09::1")), Some(1));
-        assert_eq!(chosen(Some(9), None), None);
+        assert_eq!(chosen(None, None, None), Some(4));
+        assert_eq!(chosen(None, Some("fd09::1"), None), Some(2));
+        assert_eq!(chosen(None, Some("fd09::7"), None), Some(2), "the family, if not the address");
+        assert_eq!(chosen(None, Some("10.9.0.1"), None), Some(4));
+        assert_eq!(chosen(None, Some("192.168.0.1"), None), Some(4));
+        assert_eq!(chosen(None, Some("10.9.0.1"), Some("fd09::2")), Some(2), "both ends of one family");
+        assert_eq!(chosen(Some(1), Some("fd09::1"), None), Some(1));
+        assert_eq!(chosen(Some(9), None, None), None);
         let infiniband = port(LinkLayer::InfiniBand, &[(0, "fe80::2", GidKind::Native)]);
-        assert_eq!(choose_gid(&infiniband, None, None).map(|entry| entry.index), Some(0));
+        assert_eq!(
+            choose_gid(&infiniband, None, Some(ip("10.0.0.1")), None).map(|entry| entry.index),
+            Some(0)
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! the queue pairs shows that the way is open before anybody relies on it.
 
 use catena_proto::status::Status;
-use catena_verbs::Access;
+use catena_verbs::{Access, Gid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tracing::warn;
@@ -27,7 +27,7 @@ pub(super) async fn propose(
 ) -> Result<Link, NetError> {
     let broke = |reason: String| NetError::Connect { address: address.into(), reason };
     let local = stream.local_addr().map_err(|error| broke(error.to_string()))?.ip();
-    let half = rails.choose(hint.is_none().then_some(local.to_canonical()), hint);
+    let half = rails.choose(hint.is_none().then_some(local.to_canonical()), hint, None);
     let half = half.and_then(|route| rails.half(route, Access::ReadWrite));
     let half = half.map_err(|error| broke(error.to_string()))?;
     let hung_up = |error: std::io::Error| broke(format!("it hung up over the queue pair: {error}"));
@@ -48,39 +48,41 @@ pub(crate) async fn accept(stream: &mut TcpStream, rails: &Rails) -> Result<Link
     let gone = |_| Status::Disconnected;
     let theirs: Terms = shake::receive(stream).await.map_err(gone)?;
     let local = stream.local_addr().map_err(gone)?.ip().to_canonical();
+    // What is refused for now (a link that is down, no memory for another connection) may be asked for again.
     let made = rails
-        .choose(Some(local), Some(theirs.rail.into()))
+        .choose(Some(local), Some(theirs.rail.into()), Some(Gid(theirs.gid)))
         .and_then(|route| rails.half(route, Access::None))
-        .map_err(|error| error.to_string())
+        .map_err(|error| (Status::Busy, error.to_string()))
         .and_then(|half| join(half, &theirs));
     match made {
         Ok((terms, link)) => {
             shake::send(stream, &terms).await.map_err(gone)?;
             Ok(link)
         }
-        Err(reason) => {
+        Err((status, reason)) => {
             warn!(reason, "cannot serve a client over RDMA");
             let reason = &reason.as_bytes()[..reason.len().min(REASON)];
             let mut refusal = Terms::new_zeroed();
-            refusal.status = (Status::NoRdma as u16).into();
+            refusal.status = (status as u16).into();
             refusal.reason_len = (reason.len() as u16).into();
             stream.write_all(&[refusal.as_bytes(), reason].concat()).await.map_err(gone)?;
-            Err(Status::NoRdma)
+            Err(status)
         }
     }
 }
 
-fn join(half: Half, theirs: &Terms) -> Result<(Terms, Link), String> {
+fn join(half: Half, theirs: &Terms) -> Result<(Terms, Link), (Status, String)> {
     if half.terms.link != theirs.link {
         let name = |code| {
             if code == link_code(catena_verbs::LinkLayer::InfiniBand) { "InfiniBand" } else { "Ethernet" }
         };
-        return Err(format!(
+        let reason = format!(
             "its port is on {}, the client's on {}: name ports of one network in `devices` on both ends",
             name(half.terms.link),
             name(theirs.link)
-        ));
+        );
+        return Err((Status::NoRdma, reason));
     }
     let terms = half.terms;
-    half.join(theirs).map(|link| (terms, link)).map_err(|error| error.to_string())
+    half.join(theirs).map(|link| (terms, link)).map_err(|error| (Status::Busy, error.to_string()))
 }

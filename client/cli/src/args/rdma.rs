@@ -17,7 +17,7 @@ pub enum RdmaCommand {
 }
 
 /// `catena rdma check`.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
     /// Answer the checks of others at this address.
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "peer")]

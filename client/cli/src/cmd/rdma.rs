@@ -27,7 +27,7 @@ pub async fn run(command: RdmaCommand, out: Output) -> Result<()> {
         (None, Some(address)) => {
             let transport = open(&*provider, &args, args.device.clone(), false)?;
             let figures = tokio::select! {
-                figures = probe::measure(&*transport, address, &args) => figures?,
+                figures = probe::measure(transport, address, &args) => figures?,
                 () = stop.wait() => return Err(Failure::interrupted()),
             };
             out.say(format!("\n{address}: the way is open\n{figures}"));
@@ -65,7 +65,7 @@ async fn loops(
             let server = open(provider, args, vec![port.clone()], true)?;
             let client = open(provider, args, vec![port.clone()], false)?;
             let listener = probe::listen(&*server, "127.0.0.1:0").await?;
-            probe::measure(&*client, &listener.address(), args).await
+            probe::measure(client, &listener.address(), args).await
         };
         let figures = tokio::select! {
             figures = looped => figures,

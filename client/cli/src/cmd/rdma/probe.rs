@@ -140,8 +140,15 @@ fn cpu() -> Duration {
     Duration::new(usage.tv_sec as u64, usage.tv_nsec as u32)
 }
 
-/// Times calls to a service that answers checks.
-pub async fn measure(transport: &dyn Transport, address: &str, args: &CheckArgs) -> Result<Figures> {
+/// Times calls to a service that answers checks. In a task of its own: the runtime hands over between the tasks of one worker without the
+/// kernel, and a command's own future is not on a worker.
+pub async fn measure(transport: Arc<dyn Transport>, address: &str, args: &CheckArgs) -> Result<Figures> {
+    let (address, args) = (address.to_owned(), args.clone());
+    let task = tokio::spawn(async move { timed(&*transport, &address, &args).await });
+    task.await.unwrap_or_else(|error| Err(Failure::failed(error.to_string())))
+}
+
+async fn timed(transport: &dyn Transport, address: &str, args: &CheckArgs) -> Result<Figures> {
     let connection = transport.connect(address, PATIENCE).await;
     let connection = connection.map_err(|error| Failure::failed(error.to_string()))?;
     let probe = Probe { connection, pool: transport.pool().clone() };
