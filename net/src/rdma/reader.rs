@@ -14,6 +14,8 @@ use crate::stats::{Counters, add};
 
 /// Rounds of work before others get their turn.
 const ROUNDS: u32 = 16;
+/// Looks in vain, while polling, before others get their turn.
+const SPINS: u32 = 64;
 /// Memory of the assembled stream that is kept.
 const KEEP: usize = 64 << 10;
 
@@ -43,17 +45,16 @@ pub(super) async fn run(
 ) -> Broken {
     let mut harvest = Harvest::default();
     let mut spare = [0; 1];
-    let mut rounds = 0;
+    let (mut rounds, mut spins) = (0_u32, 0_u32);
     let mut busy_since = Instant::now();
     loop {
         match round(link, &mut harvest, end, counters).await {
             Err(broken) => return broken,
             Ok(true) => {
                 rounds += 1;
-                if rounds % ROUNDS == 0 {
+                // When polling, whoever was answered goes on now: otherwise this would spin in its way.
+                if rounds % ROUNDS == 0 || !busy_poll.is_zero() {
                     tokio::task::yield_now().await;
-                }
-                if !busy_poll.is_zero() {
                     busy_since = Instant::now();
                 }
                 continue;
@@ -61,7 +62,12 @@ pub(super) async fn run(
             Ok(false) => {}
         }
         if !busy_poll.is_zero() && busy_since.elapsed() < busy_poll {
-            tokio::task::yield_now().await;
+            spins += 1;
+            // Each turn of the others costs a look at the kernel's events as well.
+            if spins % SPINS == 0 {
+                tokio::task::yield_now().await;
+            }
+            std::hint::spin_loop();
             continue;
         }
         if let Err(broken) = link.arm() {

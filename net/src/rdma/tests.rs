@@ -1,1 +1,257 @@
-//! What only this backend does.
+//! What only this backend does, on the software double. What all backends do is the conformance suite's, `tests/rdma.rs`.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use catena_buf::{BufPool, PoolClass, PoolConfig};
+use catena_proto::ids::{ClientId, ClusterId, Incarnation, NodeId};
+use catena_proto::status::Status;
+use catena_proto::token::Token;
+use catena_verbs::soft::Fabric;
+use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
+
+use super::{RdmaOptions, RdmaTransport};
+use crate::config::Fallback;
+use crate::tcp::TcpTransport;
+use crate::{Call, Identity, Incoming, Listener, NetError, PeerId, Segment, Service, Transport};
+
+const LONG: Duration = Duration::from_secs(60);
+const ECHO: u16 = 1;
+const HOLD: u16 = 2;
+
+/// Answers with what it was sent; [`HOLD`] once the gate opens.
+struct Echo(Semaphore);
+
+impl Service for Echo {
+    fn class(&self, _: u16, _: &[u8]) -> PoolClass {
+        PoolClass::Client
+    }
+    fn call(self: Arc<Self>, mut request: Incoming) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let data =
+                request.pull().await.expect("it is here").into_iter().map(|buf| buf.freeze()).collect();
+            if request.method == HOLD {
+                self.0.acquire().await.expect("the gate stays").forget();
+            }
+            request.responder().send(Status::Ok, Bytes::new(), data);
+        })
+    }
+}
+
+fn identity(peer: PeerId) -> Identity {
+    Identity { cluster: ClusterId(7), token: Token([7; 32]), peer, incarnation: Incarnation(1) }
+}
+
+fn pool() -> BufPool {
+    BufPool::new(PoolConfig { bytes: [32 << 20, 0, 0, 0, 8 << 20] }).unwrap()
+}
+
+fn fabric() -> Fabric {
+    let address = |last| IpAddr::from(Ipv4Addr::new(10, 9, 0, last));
+    Fabric::new(&[("soft0", address(1)), ("soft1", address(2)), ("soft2", address(3))])
+}
+
+fn on(fabric: &Fabric, device: &str, peer: PeerId, options: RdmaOptions) -> RdmaTransport {
+    let options = RdmaOptions { devices: vec![device.into()], ..options };
+    RdmaTransport::new(fabric, identity(peer), pool(), options).unwrap()
+}
+
+fn server(fabric: &Fabric) -> RdmaTransport {
+    on(fabric, "soft0", PeerId::Node(NodeId(1)), RdmaOptions::default())
+}
+
+fn client(fabric: &Fabric, options: RdmaOptions) -> RdmaTransport {
+    on(fabric, "soft1", PeerId::Client(ClientId(2)), options)
+}
+
+async fn listen(transport: &dyn Transport) -> (Arc<Echo>, Box<dyn Listener>) {
+    let echo = Arc::new(Echo(Semaphore::new(0)));
+    let listener = transport.listen("127.0.0.1:0", echo.clone()).await.unwrap();
+    (echo, listener)
+}
+
+fn call(transport: &dyn Transport, method: u16, len: usize) -> Call {
+    let mut data = transport.pool().try_alloc(len, PoolClass::Client).unwrap();
+    data.fill(5);
+    let into = transport.pool().try_alloc(len, PoolClass::Client).unwrap();
+    Call {
+        method,
+        data: vec![Segment { data: data.freeze(), align: 0 }],
+        into: vec![into],
+        deadline: LONG,
+        ..Call::default()
+    }
+}
+
+async fn works(transport: &dyn Transport, address: &str) {
+    let connection = transport.connect(address, LONG).await.unwrap();
+    let reply = connection.call(call(transport, ECHO, 100_000)).await.unwrap();
+    assert!(reply.status == Status::Ok && reply.data[0].iter().all(|&byte| byte == 5));
+}
+
+fn used(transport: &dyn Transport) -> usize {
+    transport.pool().stats().classes.iter().map(|class| class.used).sum()
+}
+
+async fn eventually(condition: impl Fn() -> bool) {
+    let mut turns = 0_u64;
+    while !condition() {
+        turns += 1;
+        assert!(turns < 50_000_000, "it never came true");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn one_listener_serves_clients_over_rdma_and_over_tcp() {
+    let fabric = fabric();
+    let server = server(&fabric);
+    let (_, listener) = listen(&server).await;
+    let address = listener.address();
+    assert!(address.starts_with("rdma://"));
+    works(&client(&fabric, RdmaOptions::default()), &address).await;
+    let moved = fabric.moved();
+    works(&TcpTransport::new(identity(PeerId::Client(ClientId(3))), pool()), &address).await;
+    assert_eq!(fabric.moved(), moved, "that one went over TCP");
+}
+
+#[tokio::test]
+async fn who_finds_no_rdma_is_told_and_falls_back_only_if_that_was_chosen() {
+    let fabric = fabric();
+    let server = TcpTransport::new(identity(PeerId::Node(NodeId(1))), pool());
+    let (_, listener) = listen(&server).await;
+    let address = listener.address();
+    let strict = client(&fabric, RdmaOptions::default());
+    let error = strict.connect(&address, LONG).await.err().unwrap();
+    assert_eq!(error.status(), Status::NoRdma);
+    assert!(error.to_string().contains("does not offer RDMA"), "{error}");
+    works(&client(&fabric, RdmaOptions { fallback: Fallback::Tcp, ..RdmaOptions::default() }), &address)
+        .await;
+    // A stranger stays one, whatever it falls back to.
+    let options = RdmaOptions { fallback: Fallback::Tcp, ..RdmaOptions::default() };
+    let stranger = Identity { token: Token([8; 32]), ..identity(PeerId::Client(ClientId(4))) };
+    let stranger = RdmaTransport::new(&fabric, stranger, pool(), options).unwrap();
+    assert_eq!(stranger.connect(&address, LONG).await.err().unwrap().status(), Status::BadToken);
+}
+
+#[tokio::test]
+async fn a_link_that_goes_down_ends_its_connections_and_a_new_one_works_once_it_is_up() {
+    let fabric = fabric();
+    let (server, client) = (server(&fabric), client(&fabric, RdmaOptions::default()));
+    let (_, listener) = listen(&server).await;
+    let address = listener.address();
+    let connection = client.connect(&address, LONG).await.unwrap();
+    fabric.set_link("soft1", false);
+    let error = connection.call(call(&client, ECHO, 100_000)).await.unwrap_err();
+    assert!(matches!(error, NetError::Disconnected { .. }) && error.sent(), "{error}");
+    assert!(error.to_string().contains("link is down"), "{error}");
+    assert!(connection.is_closed());
+    eventually(|| used(&client) == 0).await;
+    let error = client.connect(&address, LONG).await.err().unwrap();
+    assert!(error.to_string().contains("soft1:1 is DOWN"), "{error}");
+    fabric.set_link("soft1", true);
+    works(&client, &address).await;
+    // Of the server: to be asked again, so nobody gives up for good.
+    fabric.set_link("soft0", false);
+    assert_eq!(client.connect(&address, LONG).await.err().unwrap().status(), Status::Busy);
+}
+
+#[tokio::test]
+async fn buffers_of_a_call_that_was_given_up_stay_until_nothing_can_reach_them() {
+    let fabric = fabric();
+    let (server, client) = (server(&fabric), client(&fabric, RdmaOptions::default()));
+    let (echo, listener) = listen(&server).await;
+    let connection = client.connect(&listener.address(), LONG).await.unwrap();
+    // Answered: the reply, behind the last WRITE, gives them back.
+    let held = Call { deadline: Duration::from_millis(30), ..call(&client, HOLD, 300_000) };
+    let error = connection.call(held).await.unwrap_err();
+    assert!(matches!(error, NetError::TimedOut { sent: true, .. }), "{error}");
+    assert!(used(&client) >= 600_000, "the server may still write");
+    echo.0.add_permits(1);
+    eventually(|| used(&client) == 0).await;
+    // Not answered: only the queue pair's end does.
+    let held = Call { deadline: Duration::from_millis(30), ..call(&client, HOLD, 300_000) };
+    connection.call(held).await.unwrap_err();
+    assert!(used(&client) >= 600_000);
+    drop(connection);
+    eventually(|| used(&client) == 0).await;
+    echo.0.add_permits(1);
+    eventually(|| used(&server) == 0 && fabric.pairs() == 0).await;
+}
+
+#[tokio::test]
+async fn an_end_that_is_out_of_receives_is_cut_off() {
+    let fabric = fabric();
+    let (server, client) = (server(&fabric), client(&fabric, RdmaOptions::default()));
+    let (_, listener) = listen(&server).await;
+    let address = listener.address();
+    let connection = client.connect(&address, LONG).await.unwrap();
+    fabric.lose_receives();
+    let error = connection.call(call(&client, ECHO, 100)).await.unwrap_err();
+    assert!(error.to_string().contains("out of receives"), "{error}");
+    works(&client, &address).await;
+}
+
+#[tokio::test]
+async fn connections_are_bounded_by_the_memory_for_their_messages() {
+    let fabric = fabric();
+    let options = RdmaOptions { message_memory: 4 << 20, ..RdmaOptions::default() };
+    let server = on(&fabric, "soft0", PeerId::Node(NodeId(1)), options);
+    let client = client(&fabric, RdmaOptions::default());
+    let (_, listener) = listen(&server).await;
+    let address = listener.address();
+    let mut connections = Vec::new();
+    let error = loop {
+        match client.connect(&address, LONG).await {
+            Ok(connection) => connections.push(connection),
+            Err(error) => break error,
+        }
+        assert!(connections.len() <= 16);
+    };
+    assert_eq!((connections.len(), error.status()), (16, Status::Busy));
+    assert!(error.to_string().contains("message_memory"), "{error}");
+    connections.pop();
+    eventually(|| listener.stats().open.len() == 15).await;
+    works(&client, &address).await;
+}
+
+#[tokio::test]
+async fn several_ports_are_used_in_turn_and_one_that_is_down_is_left_out() {
+    let fabric = fabric();
+    let all = |peer| RdmaTransport::new(&fabric, identity(peer), pool(), RdmaOptions::default()).unwrap();
+    let (server, client) = (all(PeerId::Node(NodeId(1))), all(PeerId::Client(ClientId(2))));
+    let (_, listener) = listen(&server).await;
+    let address = listener.address();
+    fabric.set_link("soft1", false);
+    for _ in 0..6 {
+        works(&client, &address).await;
+    }
+    assert_eq!(fabric.regions(), 2 * 2 * 3, "two pools of two processes on three devices");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named_with_those_that_are() {
+    let options = RdmaOptions { devices: vec!["mlx5_9".into()], ..RdmaOptions::default() };
+    let error =
+        RdmaTransport::new(&fabric(), identity(PeerId::Node(NodeId(1))), pool(), options).err().unwrap();
+    assert!(error.to_string().contains("`mlx5_9`; there are: soft0, soft1, soft2"), "{error}");
+}
+
+/// Data that the device cannot reach goes through the pool, and is counted.
+#[tokio::test]
+async fn heap_memory_is_copied_and_counted_and_registered_memory_is_not() {
+    let fabric = fabric();
+    let (server, client) = (server(&fabric), client(&fabric, RdmaOptions::default()));
+    let (_, listener) = listen(&server).await;
+    let connection = client.connect(&listener.address(), LONG).await.unwrap();
+    connection.call(call(&client, ECHO, 50_000)).await.unwrap();
+    assert_eq!((connection.stats().copied, listener.stats().all.copied), (0, 0));
+    let mut heap = call(&client, ECHO, 50_000);
+    heap.data = vec![Segment { data: catena_buf::Buf::from_vec(vec![6; 50_000]), align: 0 }];
+    let reply = connection.call(heap).await.unwrap();
+    assert!(reply.data[0].iter().all(|&byte| byte == 6));
+    assert_eq!(connection.stats().copied, 50_000);
+}
