@@ -248,7 +248,7 @@ struct Greeted {
 enum How {
     Stream,
     #[cfg(feature = "rdma")]
-    QueuePair(crate::rdma::Link),
+    QueuePair(Box<crate::rdma::Link>),
 }
 
 /// The handshake. A client that is not let in is counted.
@@ -263,7 +263,7 @@ async fn greet(mut stream: TcpStream, from: SocketAddr, shared: &Shared) -> Opti
             offer.rails.as_ref().filter(|_| _carrier == crate::handshake::carrier::QUEUE_PAIR)
         {
             let link = crate::rdma::accept(&mut stream, rails).await?;
-            return Ok((peer, How::QueuePair(link)));
+            return Ok((peer, How::QueuePair(Box::new(link))));
         }
         Ok((peer, How::Stream))
     };
@@ -298,7 +298,7 @@ async fn serve(serial: u64, greeted: Greeted, shared: Arc<Shared>) {
         #[cfg(feature = "rdma")]
         How::QueuePair(link) => {
             let busy_poll = shared.offer.busy_poll();
-            let session = Arc::new(crate::rdma::RdmaSession::new(context, peer, from, link));
+            let session = Arc::new(crate::rdma::RdmaSession::new(context, peer, from, *link));
             let _listed = Listed::new(serial, session.clone(), &shared);
             session.serve(stream, busy_poll).await
         }

@@ -299,7 +299,12 @@ async fn nothing_lands_after_the_queue_pair_is_gone() {
         if let Some(fabric) = &world.fabric {
             fabric.release();
         }
-        assert_eq!(next(&mut one).await.unwrap_err(), CompletionError::RETRY_EXCEEDED);
+        match next(&mut one).await {
+            // Whatever was not there before is refused,
+            Err(error) => assert_eq!(error, CompletionError::RETRY_EXCEEDED),
+            // unless a device was done with all of it by then.
+            Ok(seen) => assert!(world.fabric.is_none(), "{seen:?}"),
+        }
         assert!(into.iter().all(|&byte| byte == 0x11), "a WRITE landed in somebody's buffer, round {round}");
     }
 }
