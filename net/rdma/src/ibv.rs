@@ -1,7 +1,7 @@
 //! The verbs of real devices: libibverbs, loaded when it is asked for.
 //!
 //! Nothing is linked, and nothing is generated from its header: a program with this in it starts on machines without rdma-core, and
-//! [`provider`] then says what to install. [`sys`] has the records by hand (compared with the header by a test), [`library`] the
+//! [`provider`] then says what to install. `sys` has the records by hand (compared with the header by a test), `library` the
 //! functions. The objects of the library are owned in the order in which it wants them destroyed:
 //!
 //! ```text

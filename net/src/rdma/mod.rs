@@ -1,7 +1,7 @@
 //! RDMA: reliable queue pairs over InfiniBand or RoCE, through `libibverbs`.
 //!
 //! A connection begins as a TCP stream to the listener's address: handshake first, then each end tells the other where its queue pair is
-//! ([`setup`]). From there on messages are SENDs and bulk data moves by the server's READs and WRITEs ([`link`]); the stream stays open and
+//! (`setup.rs`). From there on messages are SENDs and bulk data moves by the server's READs and WRITEs (`link.rs`); the stream stays open and
 //! silent, so that a peer's death is heard at once. A listener serves clients over either, as each of them asks.
 //!
 //! **A late WRITE never lands in a buffer with a new owner**: buffers that a server was told of are given back when its reply has come, which
