@@ -52,7 +52,7 @@ pub enum Command {
     /// Run a cluster of child processes on this machine, in the foreground; its files persist in a directory.
     Dev(local::DevArgs),
     /// RDMA devices.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = RDMA)]
     Rdma(rdma::RdmaCommand),
     /// Run one service.
     #[command(subcommand, after_help = SERVE)]
@@ -96,6 +96,9 @@ const SERVE: &str = "Examples:
   catena config example mgmtd > mgmtd.toml     then edit it
   catena serve mgmtd --config mgmtd.toml
   catena serve storage --config storage-1.toml";
+const RDMA: &str = "Examples:
+  catena rdma check
+  catena rdma check --peer 10.0.0.1:7600";
 const CONFIG: &str = "Examples:
   catena config example storage
   catena config check storage storage-1.toml";
