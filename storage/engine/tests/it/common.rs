@@ -45,7 +45,8 @@ pub fn bytes(seed: u32, len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// In a pool buffer, placed as a write at `offset` has it; or on the heap.
+/// In a pool buffer, placed as a write at `offset` has it; or on the heap, never as the write has it: where the
+/// allocator puts memory would else decide, now and then, what the engine has to copy.
 pub fn placed(pool: Option<&BufPool>, offset: u32, data: &[u8]) -> Buf {
     let skip = offset as usize % 4096;
     match pool.and_then(|pool| pool.try_alloc(skip + data.len(), PoolClass::Client)) {
@@ -54,7 +55,12 @@ pub fn placed(pool: Option<&BufPool>, offset: u32, data: &[u8]) -> Buf {
             let end = buf.len();
             buf.freeze().slice(skip..end)
         }
-        None => Buf::from_vec(data.to_vec()),
+        None => {
+            let mut memory = vec![0; 4096 + data.len()];
+            let start = (skip + 8 + 4096 - memory.as_ptr() as usize % 4096) % 4096;
+            memory[start..start + data.len()].copy_from_slice(data);
+            Buf::from_vec(memory).slice(start..start + data.len())
+        }
     }
 }
 
