@@ -1,18 +1,21 @@
 //! A service's side of membership: registration, heartbeats on time, and the lease that follows from their answers.
 //!
-//! One heartbeat is under way at a time, every quarter of the lease; a failed one is repeated four times as fast, because only T/2 may
+//! Heartbeats leave every quarter of the lease, answered or not; a failed one is repeated four times as fast, because only T/2 may
 //! pass without an answer. The report is gathered after the time of sending was taken, so the lease never starts late.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catena_proto::clock::Clock;
+use catena_proto::clock::{Clock, Monotonic};
 use catena_proto::ids::{RoutingVersion, TargetId};
 use catena_proto::pb;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
 use catena_rt::JoinHandle;
-use catena_rt::time::{Instant, sleep, timeout, timeout_at};
+use catena_rt::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
@@ -28,6 +31,9 @@ pub struct Report {
     pub targets: Vec<pb::TargetReport>,
     /// Its disks, all of them.
     pub disks: Vec<pb::Disk>,
+    /// Why nobody can reach it: no heartbeat is sent then, although one would arrive. A service that mgmtd hears and others do not
+    /// would keep its place in its chains, and every write would wait for it.
+    pub outage: Option<String>,
 }
 
 /// Where reports come from. Called right before each heartbeat; must not block. Any `Fn() -> Report` is one.
@@ -171,6 +177,28 @@ impl Drop for Heartbeats {
 }
 
 impl Shared {
+    /// Begins a heartbeat. One that is older than half the lease renews nothing any more.
+    fn send(&self, sequence: u64, term: Duration) -> UnderWay {
+        let sent = self.clock.monotonic();
+        let mut report = self.reporter.report();
+        if let Some(outage) = report.outage.take() {
+            let message = format!("not sent, others cannot reach this service: {outage}");
+            return Box::pin(ready((sent, Err(Failure::new(Status::Disconnected, message)))));
+        }
+        let request = self.heartbeat(sequence, report);
+        // One mgmtd that does not answer leaves time to ask another.
+        let client = self.client.with_options(CallOptions::within(term / 2, term / 4));
+        Box::pin(async move {
+            let outcome = timeout(term / 2, client.heartbeat(request)).await.unwrap_or_else(|_| {
+                Err(Failure::new(
+                    Status::TimedOut,
+                    "mgmtd did not answer a heartbeat within half of the lease",
+                ))
+            });
+            (sent, outcome)
+        })
+    }
+
     fn heartbeat(&self, sequence: u64, report: Report) -> pb::HeartbeatRequest {
         pb::HeartbeatRequest {
             node: self.node.id,
@@ -217,59 +245,61 @@ async fn register(
     }
 }
 
-/// The heartbeat loop.
+/// A heartbeat under way: when it was sent, and what came of it.
+type UnderWay = BoxFuture<'static, (Monotonic, Result<pb::HeartbeatReply, Failure>)>;
+
+/// The heartbeat loop. Heartbeats leave on time whether or not the one before was answered: on a network that takes its time, an answer
+/// that comes late still renews what is left of the lease, and one that is lost costs nothing but itself.
 async fn beat(shared: Arc<Shared>, mut term: Duration, patience: Duration) {
     let mut sequence = 0;
     let mut failing = false;
+    let mut under_way = FuturesUnordered::<UnderWay>::new();
+    let mut sent = Instant::now();
+    let mut next = sent;
     loop {
-        sequence += 1;
-        let sent = shared.clock.monotonic();
-        let request = shared.heartbeat(sequence, shared.reporter.report());
-        // A heartbeat older than this renews nothing any more; the next one is better.
-        let deadline = term / 4;
-        // One mgmtd that does not answer leaves time to ask another.
-        let client = shared.client.with_options(CallOptions::within(deadline, deadline / 2));
-        let outcome = timeout(deadline, client.heartbeat(request)).await.unwrap_or_else(|_| {
-            Err(Failure::new(
-                Status::TimedOut,
-                "mgmtd did not answer a heartbeat within a quarter of the lease",
-            ))
-        });
-        let mut next = term / 4;
-        match outcome {
-            Ok(reply) => {
-                if failing {
-                    info!(node = shared.node.id, "mgmtd answers heartbeats again");
-                    failing = false;
-                }
-                term = Duration::from_millis(reply.lease_ms.max(4));
-                shared.lease.renew(sent, term, reply.renewed.into_iter().map(TargetId));
-                next = term / 4;
-            }
-            Err(failure) if failure.status == Status::NotFound => {
-                warn!(node = shared.node.id, %failure, "mgmtd does not know this service; registering again");
-                let mut node = shared.node.clone();
-                node.disks = shared.reporter.report().disks;
-                if let Err(failure) = register(&shared.client, &node, patience).await {
-                    return fail(&shared, failure);
-                }
-                continue;
-            }
-            Err(failure) if fatal(failure.status) => return fail(&shared, failure),
-            Err(failure) => {
-                if !failing {
-                    let left = shared.lease.valid_until().since(shared.clock.monotonic());
-                    warn!(node = shared.node.id, %failure, lease_left = ?left, "a heartbeat failed; trying on");
-                    failing = true;
-                }
-                next /= 4;
-            }
-        }
+        // What is asked for at once may still have to wait for the answer before: those who ask come in crowds.
+        let crowded = !under_way.is_empty() && sent.elapsed() < term / 8;
         tokio::select! {
             biased;
-            () = sleep(next) => {}
-            () = shared.kick.notified() => {}
             () = shared.stop.notified() => return,
+            Some((sent, outcome)) = under_way.next() => match outcome {
+                Ok(reply) => {
+                    if failing {
+                        info!(node = shared.node.id, "mgmtd answers heartbeats again");
+                        failing = false;
+                    }
+                    term = Duration::from_millis(reply.lease_ms.max(4));
+                    shared.lease.renew(sent, term, reply.renewed.into_iter().map(TargetId));
+                }
+                Err(failure) if failure.status == Status::NotFound => {
+                    warn!(node = shared.node.id, %failure, "mgmtd does not know this service; registering again");
+                    under_way.clear();
+                    let mut node = shared.node.clone();
+                    node.disks = shared.reporter.report().disks;
+                    if let Err(failure) = register(&shared.client, &node, patience).await {
+                        return fail(&shared, failure);
+                    }
+                    next = Instant::now();
+                }
+                Err(failure) if fatal(failure.status) => return fail(&shared, failure),
+                Err(failure) => {
+                    if !failing {
+                        let left = shared.lease.valid_until().since(shared.clock.monotonic());
+                        warn!(node = shared.node.id, %failure, lease_left = ?left, "a heartbeat failed; trying on");
+                        failing = true;
+                    }
+                    if under_way.is_empty() {
+                        next = next.min(Instant::now() + term / 16);
+                    }
+                }
+            },
+            () = shared.kick.notified(), if !crowded => next = Instant::now(),
+            () = sleep_until(next) => {
+                sequence += 1;
+                under_way.push(shared.send(sequence, term));
+                sent = Instant::now();
+                next = sent + term / 4;
+            }
         }
     }
 }

@@ -46,6 +46,8 @@ pub enum Mood {
     Redirect(&'static str),
     /// Never answers.
     Silent,
+    /// Takes its time over every call.
+    Late(Duration),
 }
 
 pub struct Fake {
@@ -99,6 +101,10 @@ impl Fake {
             Mood::Refuse(status) => Err(status.into()),
             Mood::Redirect(to) => Err(Failure::from(Status::NoPrimary).redirected(to)),
             Mood::Silent => std::future::pending().await,
+            Mood::Late(by) => {
+                catena_rt::time::sleep(by).await;
+                Ok(())
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use catena_proto::pb;
 use catena_proto::rpc::Failure;
 use catena_proto::status::Status;
 use catena_rt::time::{Instant, sleep};
+use parking_lot::Mutex;
 use tokio::time::advance;
 
 use crate::fake::{Fake, LEASE, Mood, TokioClock, client, settle};
@@ -66,6 +67,45 @@ async fn a_failed_heartbeat_is_repeated_soon() {
     settle().await;
     assert_eq!(fake.heartbeats.lock().len(), before + 3);
     assert!(beats.lease().valid(clock.monotonic()));
+}
+
+/// A network with a second of backlog: each answer comes after the next heartbeat had to leave.
+#[tokio::test(start_paused = true)]
+async fn answers_that_come_late_keep_the_lease() {
+    let (fake, clock) = (Fake::new(), TokioClock::shared());
+    let beats = start(&fake, &clock).await.unwrap();
+    settle().await;
+    fake.heartbeats.lock().clear();
+    let late = LEASE / 4 - Duration::from_millis(10);
+    fake.set_mood(Mood::Late(late));
+    for _ in 0..160 {
+        sleep(LEASE / 32).await;
+        assert!(beats.lease().valid(clock.monotonic()));
+    }
+    let sent: Vec<_> = fake.heartbeats.lock().iter().map(|(at, _)| *at).collect();
+    assert!(sent.windows(2).all(|pair| pair[1] - pair[0] == LEASE / 4), "none was repeated, none waited");
+}
+
+/// mgmtd hears the service, nobody else does: it must lose its place.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_others_cannot_reach_sends_no_heartbeats() {
+    let (fake, clock) = (Fake::new(), TokioClock::shared());
+    let outage = Arc::new(Mutex::new(None));
+    let seen = outage.clone();
+    let report = move || Report { outage: seen.lock().clone(), ..Report::default() };
+    let node = pb::Node { id: 3, incarnation: 11, ..Default::default() };
+    let options = HeartbeatOptions::default();
+    let beats = Heartbeats::start(client(&[&fake]), node, clock.clone(), report, options).await.unwrap();
+    settle().await;
+    *outage.lock() = Some("mlx5_0:1 is DOWN".to_owned());
+    let before = fake.heartbeats.lock().len();
+    sleep(LEASE).await;
+    assert_eq!(fake.heartbeats.lock().len(), before);
+    assert!(!beats.lease().valid(clock.monotonic()), "nor does it serve itself");
+    *outage.lock() = None;
+    sleep(LEASE / 8).await;
+    settle().await;
+    assert!(beats.lease().valid(clock.monotonic()), "it is looked for often while it lasts");
 }
 
 #[tokio::test(start_paused = true)]
