@@ -23,7 +23,8 @@
 //! ```
 //!
 //! *Where bytes are copied.* [`File::write_at`] and [`File::read_at`] copy once, between the caller's memory and a pool buffer, and
-//! checksum on the way. [`File::write_buf_at`], [`File::read_buf_at`] and [`Catena::read_batch`] work in pool buffers and copy nothing.
+//! checksum on the way. [`File::write_buf_at`], [`File::read_buf_at`] and [`Catena::read_batch`] work in pool buffers and copy nothing;
+//! [`File::write_from_region`] and [`File::read_to_region`] copy nothing in memory that the program registered ([`Region`]).
 //!
 //! *What a write means.* When it returns, the bytes are durable on every replica. The file's *length* is settled for other processes by
 //! [`File::sync`] and [`File::close`].
@@ -42,6 +43,7 @@ mod namespace;
 mod open;
 mod read;
 mod readdir;
+mod region;
 mod stream;
 pub mod transfer;
 mod write;
@@ -58,6 +60,7 @@ pub use namespace::{RenameMode, SetTime, StatFs};
 pub use open::OpenOptions;
 pub use read::{Data, ReadInto, ReadRequest};
 pub use readdir::{DirEntry, ReadDir};
+pub use region::Region;
 pub use stream::{Chunk, Reader, Writer};
 pub use write::WriteRequest;
 

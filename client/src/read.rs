@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use catena_buf::Buf;
+use catena_buf::{Buf, IoBuf};
 use catena_proto::frame::MAX_ITEMS;
 use catena_proto::layout::{MAX_IO, Piece};
 use catena_proto::status::Status;
@@ -126,6 +126,11 @@ impl File {
     }
 }
 
+/// Buffers of the pool, for whatever piece.
+fn from_pool(_: &Piece) -> Result<Option<IoBuf>> {
+    Ok(None)
+}
+
 /// A part of an item that lies in one chunk.
 struct Part {
     item: usize,
@@ -145,7 +150,6 @@ impl Catena {
             );
             return items.iter().map(|item| Err(item.file.error("read", Status::Invalid, &what))).collect();
         }
-        let ranges: Vec<_> = items.iter().map(|item| (item.file, item.offset, item.length)).collect();
         // Parts of an item arrive in any order.
         let mut slots: Vec<Vec<Option<Buf>>> = items.iter().map(|_| Vec::new()).collect();
         let put = |item: usize, part: usize, piece: &Piece, out: Option<ReadOut>| {
@@ -159,7 +163,7 @@ impl Catena {
                 slots[2 * part + 1] = Some(zeros(piece.length as usize - length));
             }
         };
-        let lengths = self.read_ranges(&ranges, put).await;
+        let lengths = self.read_ranges(items, from_pool, put).await;
         let collect = |(length, slots): (Result<usize>, Vec<Option<Buf>>)| {
             let length = length?;
             let mut data = Data::default();
@@ -175,7 +179,7 @@ impl Catena {
         let mut ranges = Vec::with_capacity(items.len());
         let mut targets = Vec::with_capacity(items.len());
         for item in items {
-            ranges.push((item.file, item.offset, item.to.len()));
+            ranges.push(ReadRequest { file: item.file, offset: item.offset, length: item.to.len() });
             targets.push(&mut *item.to);
         }
         let put = |item: usize, _part: usize, piece: &Piece, out: Option<ReadOut>| {
@@ -186,34 +190,36 @@ impl Catena {
             }
             to[found..].fill(0);
         };
-        self.read_ranges(&ranges, put).await
+        self.read_ranges(&ranges, from_pool, put).await
     }
 
-    /// Reads ranges and hands over every piece as it comes: (range, number of the piece in it, the piece, what was found).
-    async fn read_ranges(
+    /// Reads ranges, into the buffers that `into` has for their pieces, and hands over every piece as it comes: (range, number of the piece
+    /// in it, the piece, what was found).
+    pub(crate) async fn read_ranges(
         &self,
-        ranges: &[(&File, u64, usize)],
+        ranges: &[ReadRequest<'_>],
+        mut into: impl FnMut(&Piece) -> Result<Option<IoBuf>>,
         mut put: impl FnMut(usize, usize, &Piece, Option<ReadOut>),
     ) -> Vec<Result<usize>> {
         let start = Instant::now();
         let mut lengths = Vec::with_capacity(ranges.len());
         let mut parts: Vec<Part> = Vec::with_capacity(ranges.len());
-        for (item, &(file, offset, length)) in ranges.iter().enumerate() {
+        for (item, &ReadRequest { file, offset, length }) in ranges.iter().enumerate() {
             let clipped = clip(file, offset, length).await;
-            let pieces = clipped.and_then(|length| {
+            let cut = clipped.and_then(|length| {
                 // Nothing is there to be read behind the longest possible file either.
                 let from = if length == 0 { 0 } else { offset };
                 let pieces = file.layout().pieces(from, length as u64);
-                Ok((length, pieces.map_err(|_| file.too_long("read", offset))?))
-            });
-            lengths.push(pieces.map(|(length, pieces)| {
-                parts.extend(pieces.map(|piece| {
+                let whole = parts.len();
+                for piece in pieces.map_err(|_| file.too_long("read", offset))? {
                     let (chain, chunk) = file.chunk(piece.index);
-                    let op = ReadOp { chain, chunk, offset: piece.offset, length: piece.length, into: None };
-                    Part { item, piece, op }
-                }));
-                length
-            }));
+                    let into = into(&piece).inspect_err(|_| parts.truncate(whole))?;
+                    let op = ReadOp { chain, chunk, offset: piece.offset, length: piece.length, into };
+                    parts.push(Part { item, piece, op });
+                }
+                Ok(length)
+            });
+            lengths.push(cut);
         }
         // Which piece of its item each part is.
         let (mut last, mut number) = (usize::MAX, 0);
@@ -247,7 +253,7 @@ impl Catena {
                 }
                 Err(error) => {
                     if lengths[item].is_ok() {
-                        lengths[item] = Err(Error::from_storage("read", ranges[item].0.path(), &error));
+                        lengths[item] = Err(Error::from_storage("read", ranges[item].file.path(), &error));
                     }
                 }
             }
@@ -265,7 +271,7 @@ impl Catena {
                 }
             }
         }
-        for (item, &(file, offset, _)) in ranges.iter().enumerate() {
+        for (item, &ReadRequest { file, offset, .. }) in ranges.iter().enumerate() {
             if holes[item] && lengths[item].is_ok() {
                 lengths[item] = after_hole(file, offset, std::mem::replace(&mut lengths[item], Ok(0))).await;
             }

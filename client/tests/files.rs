@@ -244,3 +244,68 @@ async fn a_shared_connection_works_for_others_too() {
     other.write("f", b"hers").await.unwrap();
     assert_eq!(catena.read("f").await.unwrap(), b"hers");
 }
+
+#[tokio::test(start_paused = true)]
+async fn registered_memory_is_written_from_and_read_into_in_place() {
+    let (catena, _cluster, _names) = world().await;
+    let file = catena.create("f").await.unwrap();
+    let region = catena.region(16 << 20).await.unwrap();
+    assert_eq!(region.len(), 16 << 20);
+    let bytes = pattern(2_500_000, 8);
+    region.take(4096..4096 + bytes.len()).unwrap().copy_from_slice(&bytes);
+    file.write_from_region(8192, &region, 4096..4096 + bytes.len()).await.unwrap();
+    // Across chunks, from the hole before it to beyond the end of the file.
+    let there = 8192 + bytes.len();
+    region.take(8 << 20..12 << 20).unwrap().fill(0xee);
+    let read = file.read_to_region(0, &region, 8 << 20..12 << 20).await.unwrap();
+    assert_eq!(read, there);
+    let back = region.take(8 << 20..12 << 20).unwrap();
+    assert!(back[..8192].iter().all(|&byte| byte == 0) && back[8192..there] == bytes);
+    assert_eq!(catena.pool().stats().classes[0].used, 0);
+    drop(back);
+    assert_eq!(file.read_to_region(4 << 20, &region, 0..4096).await.unwrap(), 0, "behind the end");
+    file.write_from_region(0, &region, 0..0).await.unwrap();
+    assert_eq!(read_all(&file).await[8192..], bytes);
+}
+
+async fn read_all(file: &File) -> Vec<u8> {
+    read(file, 0, 64 << 20).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_has_one_user_a_part_and_whole_pages() {
+    let (catena, _cluster, _names) = world().await;
+    let file = catena.create("f").await.unwrap();
+    file.write_at(0, &pattern(20_000, 9)).await.unwrap();
+    let region = catena.region(1).await.unwrap();
+    let held = region.take(8192..8193).unwrap();
+    assert_eq!(region.take(0..8193).unwrap_err().status(), Status::Busy);
+    let status = |outcome: catena_client::Result<usize>| outcome.unwrap_err().status();
+    assert_eq!(status(file.read_to_region(0, &region, 4096..12_288).await), Status::Busy);
+    assert_eq!(file.read_to_region(0, &region, 0..8192).await.unwrap(), 8192, "its neighbours are free");
+    assert_eq!(status(file.read_to_region(1, &region, 0..10).await), Status::Invalid);
+    assert_eq!(status(file.read_to_region(0, &region, 5..10).await), Status::Invalid);
+    assert_eq!(status(file.read_to_region(0, &region, 0..(4 << 20) + 1).await), Status::Range);
+    let write = file.write_from_region(0, &region, 8192..12_288).await;
+    assert_eq!(write.unwrap_err().status(), Status::Busy);
+    drop(held);
+    file.write_from_region(0, &region, 8192..12_288).await.unwrap();
+    assert_eq!(read_all(&file).await[4090..4100], [&[0; 6], &pattern(20_000, 9)[4096..4100]].concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn data_lands_in_the_region_also_when_another_replica_had_to_be_asked() {
+    let (catena, cluster, _names) = world().await;
+    let file = catena.create("f").await.unwrap();
+    let bytes = pattern(300_000, 10);
+    file.write_at(0, &bytes).await.unwrap();
+    let region = catena.region(1 << 20).await.unwrap();
+    for trick in [Trick::Hang, Trick::Flip, Trick::Garble] {
+        for node in 1..=2 {
+            cluster.trick(node, &[trick]);
+        }
+        let read = file.read_to_region(0, &region, 4096..404_096).await.unwrap();
+        assert_eq!(read, bytes.len(), "{trick:?}");
+        assert!(region.take(4096..304_096).unwrap()[..] == bytes, "{trick:?}");
+    }
+}

@@ -36,7 +36,7 @@ impl Service for Store {
         Box::pin(async move {
             let data = match request.method {
                 WRITE => {
-                    drop(request.pull().await.expect("on TCP it is here"));
+                    drop(request.take_data());
                     Vec::new()
                 }
                 _ => request.room().iter().map(|&room| self.bytes.slice(0..room as usize)).collect(),

@@ -14,6 +14,7 @@ use slab::Slab;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
+use tracing::{debug, warn};
 
 use crate::call::{Call, Reply};
 use crate::error::NetError;
@@ -136,9 +137,15 @@ impl<L: Lane> Calls<L> {
             let mut state = self.state.lock();
             (state.calls.drain().collect::<Vec<Waiting>>(), state.closed.clone())
         };
+        let reason = reason.as_deref().unwrap_or("closed");
+        let waiting = calls.iter().filter(|call| call.answer.is_some()).count();
+        match waiting {
+            0 => debug!(peer = self.name, reason, "a connection ended"),
+            _ => warn!(peer = self.name, reason, waiting, "a connection broke with calls under way"),
+        }
         for call in calls {
             if let Some(answer) = call.answer {
-                let _ = answer.send(Err(self.broke(reason.as_deref().unwrap_or("closed"), true)));
+                let _ = answer.send(Err(self.broke(reason, true)));
             }
         }
     }
@@ -297,14 +304,8 @@ struct Guard<'a, L: Lane> {
 
 impl<L: Lane> Guard<'_, L> {
     fn end(&mut self, result: &Result<Reply, NetError>) {
-        let received =
-            |reply: &Reply| reply.body.len() + reply.data.iter().map(|buf| buf.len()).sum::<usize>();
-        let (ok, received) = match result {
-            Ok(reply) => (reply.status == Status::Ok, received(reply)),
-            Err(_) => (false, 0),
-        };
         self.over = true;
-        self.calls.counters.ended(self.method, ok, self.sent, received, self.begun.elapsed());
+        self.calls.counters.answered(self.method, self.sent, result, self.begun.elapsed());
     }
 }
 

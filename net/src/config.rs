@@ -34,12 +34,13 @@ pub enum Fallback {
 }
 
 /// `transport = "tcp"`, `transport = "rdma"`, or the table `[transport]` with `kind` and what follows. All but `kind` is RDMA's.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct TransportConfig {
     /// Which.
     pub kind: Kind,
     /// Ports to use: `device` or `device:port`. Empty: all that are active.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<String>,
     /// Entry of the ports' GID tables. Without, the one of the address that is listened on or connected from; else RoCE v2, IPv4 first.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,6 +49,7 @@ pub struct TransportConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
     /// Microseconds to look for completions before waiting for an event; 0: not at all.
+    #[serde(default)]
     pub busy_poll_us: u32,
     /// Time-out of an acknowledgement: 4.096 us times 2 to the power of this.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,35 +58,24 @@ pub struct TransportConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<u8>,
     /// DSCP and ECN bits of RoCE packets: the DSCP times 4.
+    #[serde(default)]
     pub traffic_class: u8,
     /// InfiniBand's service level.
+    #[serde(default)]
     pub service_level: u8,
     /// MiB for messages, beside the pool: 256 KiB for each connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message_memory_mib: Option<u32>,
     /// What to do where RDMA cannot be had.
+    #[serde(default)]
     pub fallback: Fallback,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Table {
-    kind: Kind,
-    #[serde(default)]
-    devices: Vec<String>,
-    gid_index: Option<u8>,
-    mtu: Option<u16>,
-    #[serde(default)]
-    busy_poll_us: u32,
-    ack_timeout: Option<u8>,
-    retries: Option<u8>,
-    #[serde(default)]
-    traffic_class: u8,
-    #[serde(default)]
-    service_level: u8,
-    message_memory_mib: Option<u32>,
-    #[serde(default)]
-    fallback: Fallback,
+/// As a table: what is derived for a remote type is called by the two implementations below.
+impl Serialize for TransportConfig {
+    fn serialize<S: serde::Serializer>(&self, output: S) -> Result<S::Ok, S::Error> {
+        TransportConfig::serialize(self, output)
+    }
 }
 
 impl<'de> Deserialize<'de> for TransportConfig {
@@ -96,28 +87,12 @@ impl<'de> Deserialize<'de> for TransportConfig {
                 f.write_str("\"tcp\", \"rdma\", or a table with `kind`")
             }
             fn visit_str<E: serde::de::Error>(self, kind: &str) -> Result<TransportConfig, E> {
-                let kind = match kind {
-                    "tcp" => Kind::Tcp,
-                    "rdma" => Kind::Rdma,
-                    other => return Err(E::unknown_variant(other, &["tcp", "rdma"])),
-                };
+                let kind = Kind::deserialize(serde::de::value::StrDeserializer::new(kind))?;
                 Ok(TransportConfig { kind, ..TransportConfig::default() })
             }
             fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<TransportConfig, A::Error> {
-                let table = Table::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
-                let config = TransportConfig {
-                    kind: table.kind,
-                    devices: table.devices,
-                    gid_index: table.gid_index,
-                    mtu: table.mtu,
-                    busy_poll_us: table.busy_poll_us,
-                    ack_timeout: table.ack_timeout,
-                    retries: table.retries,
-                    traffic_class: table.traffic_class,
-                    service_level: table.service_level,
-                    message_memory_mib: table.message_memory_mib,
-                    fallback: table.fallback,
-                };
+                let table = serde::de::value::MapAccessDeserializer::new(map);
+                let config = TransportConfig::deserialize(table)?;
                 config.check().map_err(serde::de::Error::custom)?;
                 Ok(config)
             }
@@ -170,7 +145,7 @@ impl TransportConfig {
     #[cfg(feature = "rdma")]
     fn rdma(&self, identity: Identity, pool: BufPool) -> Result<Arc<dyn Transport>, String> {
         let provider = catena_verbs::ibv::provider().map_err(|error| error.to_string())?;
-        let transport = crate::rdma::RdmaTransport::new(&*provider, identity, pool, self.options());
+        let transport = crate::rdma::RdmaTransport::new(provider, identity, pool, self.options());
         Ok(Arc::new(transport.map_err(|error| error.to_string())?))
     }
 

@@ -4,13 +4,13 @@
 //! into what the caller made room for ([`Call::into`]). Both lie in buffers of the process's registered pool, are owned by the call
 //! while it is under way, and come back with its end, so one shape serves every backend:
 //!
-//! | | [`tcp`] | [`mem`] | RDMA (verbs) |
+//! | | [`tcp`] | [`mem`] | `rdma` (verbs) |
 //! |---|---|---|---|
-//! | request, reply | a frame | a delivery | SEND into a posted RECV |
+//! | request, reply | a frame | a delivery | the next bytes of a stream of frames, in SENDs into posted RECVs |
 //! | segment table | (length, alignment) | the buffers themselves | (length, alignment, address, rkey), from the pool's region |
-//! | [`Incoming::pull`] | data followed the frame, received straight into its final buffer | a copy | RDMA READ into a buffer of the service's class |
+//! | [`Incoming::take_data`] | data followed the frame, received straight into its final buffer | a copy | RDMA READ into a buffer of the service's class, before the handler begins |
 //! | [`Responder::send`] with data | data follows the reply's frame, received straight into the caller's buffer | a copy | RDMA WRITE into the caller's buffer, then SEND on the same queue pair, which keeps the order |
-//! | credits | granted in the handshake, one a call, back with its reply | the same | the same = RECVs posted |
+//! | credits | granted in the handshake, one a call, back with its reply | the same | the same, and one for each posted RECV |
 //! | completion | readiness of the socket wakes the reader, which wakes the caller | a timer | a completion queue's event wakes a poller, which wakes the caller |
 //! | forwarding | the same `Buf` is handed to the next connection | the same | the next replica READs from the buffer that the previous READ filled |
 //!
@@ -50,7 +50,7 @@ pub use call::{Call, Reply, Segment};
 pub use config::{Fallback, Kind as TransportKind, OpenError, TransportConfig};
 pub use error::NetError;
 pub use handshake::{Identity, PeerId};
-pub use service::{Incoming, Pull, ReplySink, Responder, Service};
+pub use service::{Incoming, ReplySink, Responder, Service};
 pub use stats::{ConnectionStats, ListenerStats, MethodStats, PeerStats};
 pub use transport::{Connection, Listener, Transport};
 

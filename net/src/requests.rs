@@ -1,14 +1,16 @@
-//! A server's requests under way on one connection: the credits that they hold, and how they begin and end. What every backend with real
-//! connections shares.
+//! A server's requests under way on one connection: the credits that they hold, and how they begin and end. What the backends share; the
+//! simulated one keeps its own ledger.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use catena_buf::{BufPool, IoBuf};
 use catena_proto::status::Status;
+use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -74,6 +76,13 @@ impl Ledger {
     /// The connection has ended.
     pub fn close(&self) {
         self.closed.store(true, Relaxed);
+    }
+
+    /// Begins one of its requests.
+    pub async fn begin(&self, request: Request, data: Vec<IoBuf>) {
+        let spawn = |handler| drop(tokio::spawn(handler));
+        let left = request.deadline.saturating_duration_since(Instant::now());
+        begin(&self.context.service, self.peer, request, left, data, spawn).await;
     }
 
     /// Admits a request: it takes one of the connection's credits, which must be free.
@@ -174,24 +183,30 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// A request that has come in, but for its bulk data.
-pub(crate) struct Request {
+/// A request that has come in, but for its bulk data. `At`: the clock that its deadline is on.
+pub(crate) struct Request<At = Instant> {
     pub method: u16,
     pub body: Bytes,
     pub room: Vec<u32>,
-    pub deadline: Instant,
+    pub deadline: At,
     pub sink: Box<dyn ReplySink>,
 }
 
-/// Begins a request: polls its handler once here, leaves the rest to a task of its own.
-pub(crate) async fn begin(ledger: &Ledger, request: Request, data: Vec<IoBuf>) {
-    let Request { method, body, room, deadline, sink } = request;
-    let left = deadline.saturating_duration_since(Instant::now());
+/// Begins a request that has `left` of its time: polls its handler once here, leaves the rest to a task of its own, which `spawn` makes.
+pub(crate) async fn begin<At>(
+    service: &Arc<dyn Service>,
+    peer: PeerId,
+    request: Request<At>,
+    left: Duration,
+    data: Vec<IoBuf>,
+    spawn: impl FnOnce(BoxFuture<'static, ()>),
+) {
+    let Request { method, body, room, sink, .. } = request;
     if left.is_zero() {
         return sink.send(Status::TimedOut, Bytes::new(), Vec::new());
     }
-    let service = ledger.context.service.clone();
-    let incoming = Incoming::new(method, body, ledger.peer, left, room, data, sink);
+    let incoming = Incoming::new(method, body, peer, left, room, data, sink);
+    let service = service.clone();
     // A handler that panics has dropped its responder, which answered; the connection goes on.
     let Ok(mut handler) = catch_unwind(AssertUnwindSafe(|| service.call(incoming))) else {
         return error!(method, "a request's handler panicked");
@@ -201,7 +216,7 @@ pub(crate) async fn begin(ledger: &Ledger, request: Request, data: Vec<IoBuf>) {
     });
     match first.await {
         Ok(Poll::Ready(())) => {}
-        Ok(Poll::Pending) => drop(tokio::spawn(handler)),
+        Ok(Poll::Pending) => spawn(handler),
         Err(_) => error!(method, "a request's handler panicked"),
     }
 }

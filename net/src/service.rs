@@ -9,7 +9,6 @@ use catena_proto::status::Status;
 use futures_util::future::BoxFuture;
 use tracing::error;
 
-use crate::error::NetError;
 use crate::handshake::PeerId;
 use crate::limits;
 
@@ -26,12 +25,6 @@ pub trait Service: Send + Sync + 'static {
     fn call(self: Arc<Self>, request: Incoming) -> BoxFuture<'static, ()>;
 }
 
-/// Gets a request's bulk data, where that takes a round trip.
-pub trait Pull: Send {
-    /// Into buffers of the service's class, each segment at its alignment.
-    fn pull(self: Box<Self>) -> BoxFuture<'static, Result<Vec<IoBuf>, NetError>>;
-}
-
 /// Where a reply goes.
 pub trait ReplySink: Send {
     /// Sends it. Never waits: replies under way are bounded by credits.
@@ -39,12 +32,6 @@ pub trait ReplySink: Send {
 
     /// The caller has given the request up, or is gone.
     fn is_abandoned(&self) -> bool;
-}
-
-/// Bulk data that is here already, or can be had.
-enum Bulk {
-    Here(Vec<IoBuf>),
-    There(Box<dyn Pull>),
 }
 
 /// A request.
@@ -57,12 +44,12 @@ pub struct Incoming {
     pub peer: PeerId,
     /// What is left of the caller's deadline.
     pub deadline: Duration,
-    bulk: Bulk,
+    data: Vec<IoBuf>,
     responder: Responder,
 }
 
 impl Incoming {
-    /// For backends: a request whose data, if it has any, is here. `room` is what the caller made room for, per segment of the reply.
+    /// For backends. `room` is what the caller made room for, per segment of the reply.
     pub fn new(
         method: u16,
         body: Bytes,
@@ -73,32 +60,15 @@ impl Incoming {
         sink: Box<dyn ReplySink>,
     ) -> Incoming {
         let responder = Responder { sink: Some(sink), room, method };
-        Incoming { method, body, peer, deadline, bulk: Bulk::Here(data), responder }
-    }
-
-    /// For backends: its data is still with the caller.
-    pub fn with_pull(mut self, pull: Box<dyn Pull>) -> Incoming {
-        self.bulk = Bulk::There(pull);
-        self
+        Incoming { method, body, peer, deadline, data, responder }
     }
 
     /// The bulk data, one buffer a segment; once. A segment with alignment `a` lies at `a..` of its buffer, whose length is `a` + the
     /// segment's. The rest of the buffer's first and last page is zero, so that whole pages can go to disk.
     ///
-    /// On TCP the data has been received before the handler begins; on RDMA it is fetched here.
-    pub async fn pull(&mut self) -> Result<Vec<IoBuf>, NetError> {
-        match std::mem::replace(&mut self.bulk, Bulk::Here(Vec::new())) {
-            Bulk::Here(data) => Ok(data),
-            Bulk::There(pull) => pull.pull().await,
-        }
-    }
-
-    /// The bulk data if it is here already (TCP, mem), without a wait; `None` if it takes a [`pull`](Incoming::pull).
-    pub fn take_data(&mut self) -> Option<Vec<IoBuf>> {
-        match &mut self.bulk {
-            Bulk::Here(data) => Some(std::mem::take(data)),
-            Bulk::There(_) => None,
-        }
+    /// A handler begins when its data is here, on every backend.
+    pub fn take_data(&mut self) -> Vec<IoBuf> {
+        std::mem::take(&mut self.data)
     }
 
     /// Bytes that the caller made room for, per segment of the reply.

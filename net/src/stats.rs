@@ -4,6 +4,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use catena_proto::status::Status;
+
+use crate::call::Reply;
+use crate::error::NetError;
 use crate::handshake::PeerId;
 
 /// Methods below this are counted each for itself, all others together under this number.
@@ -43,11 +47,12 @@ pub struct ConnectionStats {
     pub wire_sent: u64,
     /// and received.
     pub wire_received: u64,
-    /// System calls that sent
+    /// System calls that sent (RDMA: doorbells, that is, batches of work posted)
     pub writes: u64,
-    /// and that received.
+    /// and that received (RDMA: waits for an event).
     pub reads: u64,
-    /// Bytes of bulk data that were copied in user space on arrival, because they came along with a header. Small messages only.
+    /// Bytes of bulk data that were copied in user space: TCP, because they came along with a header, small messages only; RDMA, because
+    /// they lay in memory that is not registered.
     pub copied: u64,
     /// Requests that came before there was a buffer for their data, and were pulled later.
     pub parked: u64,
@@ -158,6 +163,18 @@ impl Counters {
         add(&counters.received, received as u64);
         add(&counters.micros, micros);
         add(&counters.latency[bucket.min(BUCKETS - 1)], 1);
+    }
+
+    /// A call has ended like this, at the calling end.
+    pub fn answered(&self, method: u16, sent: usize, result: &Result<Reply, NetError>, took: Duration) {
+        let (ok, received) = match result {
+            Ok(reply) => {
+                let data: usize = reply.data.iter().map(|buf| buf.len()).sum();
+                (reply.status == Status::Ok, reply.body.len() + data)
+            }
+            Err(_) => (false, 0),
+        };
+        self.ended(method, ok, sent, received, took);
     }
 
     pub fn snapshot(&self) -> ConnectionStats {

@@ -30,6 +30,19 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Where bulk data lives.
     fn pool(&self) -> &BufPool;
+
+    /// Makes buffers of another pool as good as those of its own, for as long as its memory is there. It may take long: locking memory
+    /// does. Where nothing has to be registered all buffers are alike.
+    fn register(&self, pool: &BufPool) -> Result<(), NetError> {
+        let _ = pool;
+        Ok(())
+    }
+
+    /// Why nobody can reach this process for now, as far as can be told here: every port that it uses is down. A look at the devices,
+    /// not for the way of a request.
+    fn outage(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A connection to a server. Calls run side by side; a broken connection fails them all and stays broken. It closes when the last

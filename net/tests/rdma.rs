@@ -26,12 +26,12 @@ fn devices() -> Devices {
 impl Backend for Devices {
     fn transport(&self, identity: Identity, pool: BufPool, credits: u32) -> Arc<dyn Transport> {
         let mut options = RdmaOptions { credits, ..RdmaOptions::default() };
-        let provider: &dyn Provider = match self {
-            Devices::Soft(fabric) => fabric,
+        let provider: Arc<dyn Provider> = match self {
+            Devices::Soft(fabric) => Arc::new(fabric.clone()),
             Devices::Real { provider, server, client } => {
                 let device = if matches!(identity.peer, PeerId::Node(_)) { &server.0 } else { client };
                 options.devices = vec![device.clone()];
-                &**provider
+                provider.clone()
             }
         };
         Arc::new(RdmaTransport::new(provider, identity, pool, options).expect("a device"))

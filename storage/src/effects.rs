@@ -16,7 +16,7 @@
 //! the step that made it, and what it says stays true (durable stays durable, committed stays committed) or is bound to its chain
 //! version. The one exception is the lease, and it is looked at when the message leaves.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -66,14 +66,48 @@ pub(crate) enum Outgoing {
     },
 }
 
+impl Outgoing {
+    /// What a forward is told from others by.
+    fn forward(&self) -> Option<UnderWay> {
+        match self {
+            Outgoing::Forward { to, chain_version, forward, .. } => {
+                Some(UnderWay::of(*to, *chain_version, forward))
+            }
+            Outgoing::Full(full) => Some(full.under_way()),
+            _ => None,
+        }
+    }
+}
+
 /// Messages that wait for the lock to be free.
 #[derive(Default)]
 pub(crate) struct Outbox {
     queue: VecDeque<Outgoing>,
     /// Somebody is emptying it.
     attended: bool,
+    /// Forwards whose calls are under way. The protocol sends again what has not moved for a second, because a message may be lost. A
+    /// call that is under way is not: it ends with an answer, with its connection or with its deadline. To send its data once more
+    /// would only make a slow link slower, until nothing gets through in time.
+    forwards: BTreeSet<UnderWay>,
     /// Chunks whose whole contents are being read and sent.
     fulls: BTreeMap<ChunkId, Fulls>,
+}
+
+/// A forward, as far as one sent again is the same.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct UnderWay {
+    pub to: TargetId,
+    pub chain_version: ChainVersion,
+    pub chunk: ChunkId,
+    pub id: VersionId,
+    /// The chunk's whole contents, not a change.
+    pub full: bool,
+}
+
+impl UnderWay {
+    fn of(to: TargetId, chain_version: ChainVersion, forward: &Forward<Payload>) -> UnderWay {
+        UnderWay { to, chain_version, chunk: forward.chunk, id: forward.id, full: forward.full }
+    }
 }
 
 /// Full forwards of one chunk that are under way, and the newest notice that waits for them. A notice takes no time and a full forward
@@ -128,6 +162,11 @@ impl Target {
 
     fn put_out(&self, message: Outgoing) {
         let outbox = &mut *self.outbox.lock();
+        if let Some(forward) = message.forward()
+            && !outbox.forwards.insert(forward)
+        {
+            return;
+        }
         match &message {
             Outgoing::Full(full) => outbox.fulls.entry(full.chunk).or_default().under_way += 1,
             Outgoing::Control { item, .. } if item.is_notice() => {
@@ -139,6 +178,11 @@ impl Target {
             _ => {}
         }
         outbox.queue.push_back(message);
+    }
+
+    /// A forward's call has ended, or was not made: the same may be sent again.
+    pub fn forward_is_over(&self, forward: &UnderWay) {
+        self.outbox.lock().forwards.remove(forward);
     }
 
     /// A full forward has been answered, or was not sent: what waited for it may go.
@@ -318,7 +362,7 @@ impl Target {
         chain_version: ChainVersion,
         forward: Forward<Payload>,
     ) {
-        let chunk = forward.chunk;
+        let under_way = UnderWay::of(to, chain_version, &forward);
         let mut sending = Box::pin(self.send_forward(node, to, place, chain_version, forward));
         let polled = sending.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         let (target, node) = (self.clone(), node.clone());
@@ -327,7 +371,8 @@ impl Target {
                 Poll::Ready(answered) => answered,
                 Poll::Pending => sending.await,
             };
-            target.forward_answered(&node, to, chain_version, chunk, answered).await;
+            target.forward_is_over(&under_way);
+            target.forward_answered(&node, to, chain_version, under_way.chunk, answered).await;
         });
     }
 

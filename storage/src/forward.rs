@@ -18,15 +18,12 @@ use crate::request;
 use crate::service::{ADOPTION_WAIT, Answer, only};
 use crate::target::Target;
 use crate::wire::{FLAG_FIRST, FLAG_FULL, ForwardHead, KIND_REPLACE, Verdict};
-use crate::write::{placed, pull};
+use crate::write::placed;
 use catena_buf::{Buf, IoBuf};
 
 /// Answers a forward.
 pub(crate) async fn receive(node: &Arc<Node>, mut request: Incoming) -> (Answer, u64) {
-    let data = match pull(&mut request).await {
-        Ok(data) => data,
-        Err(status) => return (only(status), 0),
-    };
+    let data = request.take_data();
     let mut body = &request.body[..];
     let Ok(head) = frame::take_one::<ForwardHead>(&mut body).copied() else {
         return (only(Status::Malformed), 0);

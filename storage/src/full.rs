@@ -6,6 +6,7 @@ use catena_craq::Forward;
 use catena_proto::ids::*;
 
 use crate::disk::At;
+use crate::effects::UnderWay;
 use crate::node::Node;
 use crate::payload::Payload;
 use crate::ship::{Haste, Unshipped, ship};
@@ -25,11 +26,20 @@ pub(crate) struct Full {
     pub durable: ChunkVersion,
 }
 
+impl Full {
+    pub fn under_way(&self) -> UnderWay {
+        let &Full { to, chain_version, chunk, id, full, .. } = self;
+        UnderWay { to, chain_version, chunk, id, full }
+    }
+}
+
 /// Reads a chunk as of a pending version and sends it to the syncing successor.
 pub(crate) fn send_full(target: Arc<Target>, node: Arc<Node>, full: Full) {
     catena_rt::spawn(async move {
-        let (to, chain_version, chunk) = (full.to, full.chain_version, full.chunk);
+        let under_way = full.under_way();
+        let UnderWay { to, chain_version, chunk, .. } = under_way;
         let sent = ship_full(&target, &node, full).await;
+        target.forward_is_over(&under_way);
         target.full_is_over(&node, chunk);
         if let Some(answered) = sent {
             target.forward_answered(&node, to, chain_version, chunk, answered).await;

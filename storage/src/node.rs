@@ -326,6 +326,7 @@ impl Node {
             routing_version: RoutingVersion(self.applied.load(Ordering::Acquire)),
             targets: self.targets().by_id.values().map(|target| target.report()).collect(),
             disks: self.disk_reports(),
+            outage: self.peers.outage(),
         }
     }
 

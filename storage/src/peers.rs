@@ -191,6 +191,11 @@ impl Peers {
         self.transport.pool()
     }
 
+    /// Why nobody can reach this node.
+    pub fn outage(&self) -> Option<String> {
+        self.transport.outage()
+    }
+
     /// Ends every call under way, and all that come.
     pub fn close(&self) {
         self.end.reached.store(true, Ordering::Release);

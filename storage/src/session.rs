@@ -28,7 +28,6 @@ use crate::service::{Answer, only};
 use crate::ship;
 use crate::target::Target;
 use crate::wire::{self, BaseHead, Decided, DumpRange, DumpReply, Dumped, SyncHead, TagEntry, Verdict, Word};
-use crate::write::pull;
 
 /// How long the answer to a base may be held back for the sake of clients.
 const HOLD_BACK: Duration = Duration::from_secs(5);
@@ -86,10 +85,7 @@ fn store_failed(node: &Arc<Node>, target: &Arc<Target>, error: &EngineError) {
 
 /// Answers a resync message.
 pub(crate) async fn serve(node: &Arc<Node>, mut request: Incoming) -> (Answer, u64) {
-    let data = match pull(&mut request).await {
-        Ok(data) => data,
-        Err(status) => return (only(status), 0),
-    };
+    let data = request.take_data();
     let bytes = data.iter().map(|data| data.len() as u64).sum();
     match answer(node, request.method, &request.body, data).await {
         Ok(body) => ((Status::Ok, body, Vec::new()), bytes),

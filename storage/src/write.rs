@@ -21,10 +21,7 @@ use crate::target::{Target, WriteOutcome};
 
 /// Answers a client's write.
 pub(crate) async fn write(node: &Arc<Node>, mut request: Incoming) -> (Answer, u64) {
-    let data = match pull(&mut request).await {
-        Ok(data) => data,
-        Err(status) => return (only(status), 0),
-    };
+    let data = request.take_data();
     let bytes = data.iter().map(|data| data.len() as u64).sum();
     match carry_out(node, &request.body, request.deadline, data).await {
         Ok((id, length)) => {
@@ -37,14 +34,6 @@ pub(crate) async fn write(node: &Arc<Node>, mut request: Incoming) -> (Answer, u
             ((Status::Ok, Bytes::copy_from_slice(reply.as_bytes()), Vec::new()), bytes)
         }
         Err(status) => (only(status), 0),
-    }
-}
-
-/// The request's data, without a wait where it is here already.
-pub(crate) async fn pull(request: &mut Incoming) -> Result<Vec<IoBuf>, Status> {
-    match request.take_data() {
-        Some(data) => Ok(data),
-        None => request.pull().await.map_err(|error| error.status()),
     }
 }
 

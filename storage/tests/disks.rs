@@ -79,12 +79,7 @@ async fn a_damaged_block_is_an_items_error_and_counted_and_the_other_replica_has
     assert_eq!(out[1].as_ref().unwrap().data, bytes(10, 5000));
     assert_eq!(out[2].as_ref().unwrap().data, data[..100], "other blocks of the chunk are fine");
     assert_eq!(client.read(1, chunk(0), 0, 100_000).await.unwrap().data, data);
-    let mut registry = prometheus_client::registry::Registry::default();
-    world.running(2).register_metrics(&mut registry);
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-    let counted = text.lines().find(|line| line.starts_with("storage_corrupt_blocks_total")).unwrap();
-    assert!(counted.ends_with(" 1"), "{counted}");
+    assert_eq!(world.counted(2, "storage_corrupt_blocks_total"), 1);
 }
 
 #[tokio::test]

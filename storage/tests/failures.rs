@@ -4,7 +4,10 @@ mod support;
 
 use std::time::Duration;
 
+use catena_net::PeerId;
+use catena_net::mem::Weather;
 use catena_proto::frame::WriteKind;
+use catena_proto::ids::NodeId;
 use catena_proto::routing::PublicState;
 use catena_proto::status::Status;
 use support::*;
@@ -47,6 +50,23 @@ async fn a_write_survives_the_loss_of_the_tail() {
     let client = world.client().await;
     assert_eq!(client.read(2, chunk(0), 0, 10).await.unwrap().data, b"behind");
     world.identical(&[1, 2]).await;
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_to_a_slow_successor_is_not_sent_again() {
+    let world = World::new(3).await;
+    let client = world.client().await;
+    client.write(1, chunk(0), 0, b"before", 1).await.unwrap();
+    let forwards = || world.counted(2, "storage_operations_total{op=\"forward\"");
+    assert_eq!(forwards(), 1);
+    // Slower than what has not moved waits until it is sent again.
+    let slow = Weather { delay: Duration::from_millis(2500), ..Weather::default() };
+    world.net.set_weather_between(PeerId::Node(NodeId(1)), PeerId::Node(NodeId(2)), Some(slow));
+    assert_eq!(client.write(1, chunk(0), 0, b"behind", 2).await.unwrap().version, 2);
+    // Behind everything that was sent before.
+    client.write(1, chunk(0), 0, b"onward", 3).await.unwrap();
+    world.identical(&[1, 2, 3]).await;
+    assert_eq!(forwards(), 3, "once each");
 }
 
 #[tokio::test]

@@ -47,7 +47,12 @@ fn run(cli: Cli) -> Result<()> {
     if !matches!(cli.command, Command::Serve(_)) {
         logging::for_command(cli.verbose)?;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if matches!(cli.command, Command::Rdma(_)) {
+        // What is timed is one connection: a second thread would only be woken for nothing.
+        runtime.worker_threads(1);
+    }
+    let runtime = runtime
         .enable_all()
         .thread_name("catena")
         .build()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::region::Run;
+use crate::region::{Run, Shared};
 
 /// A buffer from the pool with one owner. Dereferences to its first `len` bytes ([`IoBuf::set_len`]).
 ///
@@ -35,6 +35,10 @@ impl IoBuf {
     pub fn set_len(&mut self, len: usize) {
         assert!(len <= self.capacity(), "length {len} beyond a buffer of {}", self.capacity());
         self.len = len;
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.run.shared
     }
 
     /// Offset of its first byte in the pool's region.

@@ -8,6 +8,9 @@
 //! pool a cluster full of first-hop buffers would wait for itself. With a class per hop, buffers of hop `k` only ever wait for buffers
 //! of hop `k + 1`, and the last hop waits for nobody.
 //!
+//! *Memory of a program's own* can be such a pool as well ([`BufPool::for_claims`], [`BufPool::adopt`]): its buffers lie where the program
+//! wants them.
+//!
 //! ```
 //! use catena_buf::{BufPool, PoolClass, PoolConfig};
 //! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
@@ -21,11 +24,12 @@
 
 mod arena;
 mod buf;
+mod claims;
 mod pool;
 mod region;
 
 pub use buf::{Buf, IoBuf};
-pub use pool::{BufPool, ClassStats, PoolClass, PoolConfig, PoolError, PoolStats, Region};
+pub use pool::{BufPool, ClassStats, PoolClass, PoolConfig, PoolError, PoolStats, Region, WeakPool};
 
 /// Smallest buffer and alignment of all, bytes.
 pub const PAGE: usize = 4096;

@@ -1,10 +1,10 @@
 //! The pool as its users see it: classes, lengths, errors, use.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::arena::MAX_ORDER;
 use crate::buf::IoBuf;
-use crate::region::{Place, Run, Shared};
+use crate::region::{Extent, Place, Run, Shared};
 use crate::{MAX_BUF, PAGE};
 
 /// Whose budget a buffer comes from.
@@ -71,6 +71,16 @@ pub enum PoolError {
     /// The class was given no memory.
     #[error("this process has no buffers for {0:?}")]
     NoSuchClass(PoolClass),
+    /// Memory that is not made of whole pages.
+    #[error(
+        "memory of {1} bytes at {0:#x} is not made of whole pages: both must be multiples of 4096, and some"
+    )]
+    Unaligned(usize, usize),
+    /// A part that cannot be taken out.
+    #[error(
+        "bytes {0}..{1} of a region of {2} cannot be taken out: it must begin on a multiple of 4096, hold something and end within"
+    )]
+    NoSuchPlace(usize, usize, usize),
     /// The region cannot be mapped.
     #[error("cannot map {bytes} bytes for the buffer pool: {error}; configure a smaller pool")]
     Map {
@@ -108,10 +118,21 @@ pub struct PoolStats {
     pub classes: [ClassStats; 5],
 }
 
+/// A pool, for as long as somebody else keeps it or a buffer of it. Clones share it.
+#[derive(Clone)]
+pub struct WeakPool(Weak<Shared>);
+
+impl WeakPool {
+    /// The pool, if its memory is still there.
+    pub fn upgrade(&self) -> Option<BufPool> {
+        self.0.upgrade().map(|shared| BufPool { shared })
+    }
+}
+
 /// The pool. Clones share it.
 #[derive(Clone)]
 pub struct BufPool {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl BufPool {
@@ -208,7 +229,7 @@ impl BufPool {
     }
 
     fn run(&self, class: PoolClass, page: u32, order: u8) -> Run {
-        Run { shared: self.shared.clone(), class, page, order }
+        Run { shared: self.shared.clone(), extent: Extent::Pages { class, page, order } }
     }
 
     fn order(&self, len: usize, class: PoolClass) -> Result<u8, PoolError> {
@@ -221,6 +242,11 @@ impl BufPool {
         let order = len.div_ceil(PAGE).next_power_of_two().trailing_zeros() as u8;
         debug_assert!(order <= MAX_ORDER);
         Ok(order)
+    }
+
+    /// The same pool, without keeping it.
+    pub fn downgrade(&self) -> WeakPool {
+        WeakPool(Arc::downgrade(&self.shared))
     }
 
     /// The memory, for registration.

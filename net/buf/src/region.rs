@@ -1,7 +1,8 @@
 //! The mapped region, its runs, and the lines of those who wait for some: first come, first served.
 #![allow(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::any::Any;
+use std::collections::{BTreeMap, VecDeque};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -30,10 +31,19 @@ pub(crate) struct Class {
     pub state: Mutex<ClassState>,
 }
 
+/// Something that lives as long as the memory does.
+pub(crate) type Attachment = Box<dyn Any + Send + Sync>;
+
 pub(crate) struct Shared {
     base: NonNull<u8>,
     pub length: usize,
     pub classes: [Class; 5],
+    /// Parts that are out by themselves, first byte to end. They do not overlap.
+    claims: Mutex<BTreeMap<usize, usize>>,
+    /// What has to end before the memory does.
+    pub attached: Mutex<Vec<Attachment>>,
+    /// Whose memory it is; `None`: mapped here.
+    owner: Option<Attachment>,
 }
 
 // SAFETY: `base` is a mapping that lives as long as `Shared`; disjoint parts of it are handed out, each to one owner at a time.
@@ -43,25 +53,42 @@ unsafe impl Sync for Shared {}
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made by `BufPool::new` with this length, and every run holds an Arc of `Shared`: none is left.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.length.max(MAX_BUF)) };
+        self.attached.get_mut().clear();
+        if self.owner.is_none() {
+            // SAFETY: the mapping was made by `Shared::map` with this length, and every run holds an Arc of `Shared`: none is left.
+            unsafe { libc::munmap(self.base.as_ptr().cast(), self.length.max(MAX_BUF)) };
+        }
     }
+}
+
+/// Where a run lies.
+pub(crate) enum Extent {
+    /// In a class's arena.
+    Pages { class: PoolClass, page: u32, order: u8 },
+    /// Where its holder asked for: first byte and length.
+    Claim { start: usize, length: usize },
 }
 
 /// A run of pages that belongs to its holder until dropped.
 pub(crate) struct Run {
     pub shared: Arc<Shared>,
-    pub class: PoolClass,
-    pub page: u32,
-    pub order: u8,
+    pub extent: Extent,
 }
 
 impl Run {
     pub fn capacity(&self) -> usize {
-        PAGE << self.order
+        match self.extent {
+            Extent::Pages { order, .. } => PAGE << order,
+            Extent::Claim { length, .. } => length,
+        }
     }
     pub fn region_offset(&self) -> usize {
-        self.shared.classes[self.class as usize].start + self.page as usize * PAGE
+        match self.extent {
+            Extent::Pages { class, page, .. } => {
+                self.shared.classes[class as usize].start + page as usize * PAGE
+            }
+            Extent::Claim { start, .. } => start,
+        }
     }
     pub fn as_ptr(&self) -> *mut u8 {
         // SAFETY: the offset lies within the mapping by construction.
@@ -71,7 +98,10 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.shared.serve(self.class, Some((self.page, self.order)));
+        match self.extent {
+            Extent::Pages { class, page, order } => self.shared.serve(class, Some((page, order))),
+            Extent::Claim { start, .. } => drop(self.shared.claims.lock().remove(&start)),
+        }
     }
 }
 
@@ -114,9 +144,35 @@ impl Shared {
             Class { start, length: blocks * MAX_BUF, state: Mutex::new(state) }
         });
         match map(length.max(MAX_BUF)) {
-            Ok(base) => Ok(Shared { base, length, classes }),
+            Ok(base) => Ok(Shared::over(base, length, classes, None)),
             Err(error) => Err(PoolError::Map { bytes: length, error: error.to_string() }),
         }
+    }
+
+    fn over(base: NonNull<u8>, length: usize, classes: [Class; 5], owner: Option<Attachment>) -> Shared {
+        let (claims, attached) = (Mutex::default(), Mutex::default());
+        Shared { base, length, classes, claims, attached, owner }
+    }
+
+    /// Memory that is handed out in claims alone: `owner`'s, or a mapping of its own.
+    ///
+    /// # Safety
+    /// As [`crate::BufPool::adopt`], where `owner` is given.
+    pub unsafe fn for_claims(base: NonNull<u8>, length: usize, owner: Option<Attachment>) -> Shared {
+        let none = || ClassState { arena: Arena::new(0), waiters: VecDeque::new() };
+        let classes = std::array::from_fn(|_| Class { start: 0, length: 0, state: Mutex::new(none()) });
+        Shared::over(base, length, classes, owner)
+    }
+
+    /// Takes the pages of a range out, unless a part of them is out already.
+    pub fn claim(self: &Arc<Self>, start: usize, length: usize) -> Option<Run> {
+        let mut claims = self.claims.lock();
+        let before = claims.range(..start + length).next_back();
+        if before.is_some_and(|(_, &end)| end > start) {
+            return None;
+        }
+        claims.insert(start, start + length);
+        Some(Run { shared: self.clone(), extent: Extent::Claim { start, length } })
     }
 
     pub fn address(&self) -> usize {
@@ -146,7 +202,8 @@ impl Shared {
         }
         // Outside the lock: a waiter that has just gone hands its runs back, through here again.
         for (waiter, pages) in granted {
-            let run = |(page, &order)| Run { shared: self.clone(), class, page, order };
+            let run =
+                |(page, &order)| Run { shared: self.clone(), extent: Extent::Pages { class, page, order } };
             let runs = pages.into_iter().zip(&waiter.orders).map(run).collect();
             drop(waiter.granted.send(runs));
         }
@@ -192,7 +249,7 @@ impl Drop for Place<'_> {
 
 /// Anonymous memory aligned to [`MAX_BUF`], in huge pages where the system has them: fewer faults, fewer TLB misses, and fewer
 /// entries for whoever registers it.
-fn map(length: usize) -> std::io::Result<NonNull<u8>> {
+pub(crate) fn map(length: usize) -> std::io::Result<NonNull<u8>> {
     let (protection, flags) =
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
     // SAFETY: an anonymous mapping at an address of the kernel's choice touches no memory of ours.

@@ -56,6 +56,15 @@ pub enum VerbsError {
         /// What the driver said.
         source: io::Error,
     },
+    /// The device has failed for good: it was reset, or taken away. What was made of it is dead, and it has to be opened again.
+    #[error("RDMA device {device} has failed, or was taken away; it is opened again as soon as it is back")]
+    Lost {
+        /// Which.
+        device: String,
+    },
+    /// The memory for messages cannot be had.
+    #[error(transparent)]
+    Pool(#[from] catena_buf::PoolError),
     /// A limit of the device.
     #[error("{device} cannot do it: {what}")]
     Limit {

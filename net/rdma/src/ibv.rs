@@ -25,6 +25,7 @@ mod layout;
 mod library;
 mod memory;
 mod post;
+// Fields that nothing reads are there for the places of those behind them.
 #[allow(dead_code)]
 mod sys;
 

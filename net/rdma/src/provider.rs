@@ -286,8 +286,11 @@ pub trait Provider: Send + Sync {
 
 /// An open device, with one protection domain.
 pub trait Device: Send + Sync {
-    /// What it is and how its ports are now.
+    /// What it is and how its ports are now. [`VerbsError::Lost`] if it has failed.
     fn info(&self) -> Result<DeviceInfo, VerbsError>;
+
+    /// Whether it has failed for good and has to be opened again.
+    fn lost(&self) -> bool;
 
     /// Registers memory, for the process's own work and, with a key, for its peers'.
     ///
@@ -314,9 +317,6 @@ pub trait Endpoint: Send + Sync {
     fn ready_to_receive(&self, path: &Path, peer: &PeerAddress) -> Result<(), VerbsError>;
     /// RTR to RTS, `psn` being this end's first.
     fn ready_to_send(&self, path: &Path, psn: u32) -> Result<(), VerbsError>;
-    /// Any state to ERR: requests are flushed, packets of the peer are dropped.
-    fn fail(&self);
-
     /// Posts receives, in order.
     ///
     /// # Safety
@@ -330,12 +330,14 @@ pub trait Endpoint: Send + Sync {
     /// end. Of inline work, until this returns.
     unsafe fn post(&self, works: &[Work]) -> Result<(), VerbsError>;
 
-    /// Appends what has ended, at most so many.
+    /// Appends what has ended, at most so many. [`VerbsError::Lost`] once the device is lost: not all of them make completions of what
+    /// was under way then.
     fn poll(&self, completions: &mut Vec<Completion>, at_most: usize) -> Result<(), VerbsError>;
 
     /// The next completion makes an event. One that came before this call may not: poll after it.
     fn arm(&self) -> Result<(), VerbsError>;
 
-    /// Waits for an event; only the last caller's waker is kept. Consumes the events there are.
+    /// Waits for an event; only the last caller's waker is kept. Consumes the events there are. [`VerbsError::Lost`] once the device is
+    /// lost.
     fn poll_event(&self, context: &mut Context<'_>) -> Poll<Result<(), VerbsError>>;
 }

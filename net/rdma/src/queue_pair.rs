@@ -426,6 +426,11 @@ impl Batch<'_> {
         self.wakes = true;
     }
 
+    /// Asks for a completion of its last request.
+    pub fn ask(&mut self) {
+        self.wakes = true;
+    }
+
     /// Posts it. How many requests it was.
     pub fn post(self) -> Result<usize, VerbsError> {
         let (sent, wakes) = (self.sent, self.wakes);

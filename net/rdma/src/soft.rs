@@ -41,6 +41,8 @@ enum State {
 
 struct Pair {
     device: usize,
+    /// Its device was lost: nothing is completed any more.
+    lost: bool,
     state: State,
     access: Access,
     depths: Depths,
@@ -74,6 +76,10 @@ struct World {
     last_key: u32,
     held: bool,
     down: BTreeSet<usize>,
+    /// Devices that were lost and are not back.
+    absent: BTreeSet<usize>,
+    /// How often each was lost.
+    losses: BTreeMap<usize, u32>,
     works: u64,
     bytes: u64,
 }
@@ -135,6 +141,31 @@ impl Fabric {
         };
         world.devices[at].ports[0].active = up;
         world.devices[at].ports[0].state = if up { "ACTIVE" } else { "DOWN" };
+    }
+
+    /// Takes a device away: what was made of it is dead, without a completion. It can be opened again once it is [back](Fabric::give_back).
+    pub fn take_away(&self, device: &str) {
+        let mut world = self.0.lock();
+        let Some(at) = world.devices.iter().position(|info| info.name == device) else { return };
+        world.absent.insert(at);
+        *world.losses.entry(at).or_default() += 1;
+        world.regions.retain(|_, region| region.device != at);
+        for pair in world.pairs.values_mut().filter(|pair| pair.device == at) {
+            pair.state = State::Error;
+            pair.sends.clear();
+            pair.receives.clear();
+            pair.completions.clear();
+            (pair.lost, pair.event) = (true, true);
+        }
+        world.wake();
+    }
+
+    /// A device that was taken away is there again, as after a reset: nobody has it open.
+    pub fn give_back(&self, device: &str) {
+        let mut world = self.0.lock();
+        if let Some(at) = world.devices.iter().position(|info| info.name == device) {
+            world.absent.remove(&at);
+        }
     }
 
     /// Requests carried out, and bytes that they moved.
@@ -274,6 +305,10 @@ impl World {
 }
 
 impl Pair {
+    fn alive(&self) -> Result<(), VerbsError> {
+        if self.lost { Err(VerbsError::Lost { device: "a soft device".into() }) } else { Ok(()) }
+    }
+
     fn notify(&mut self) {
         if std::mem::take(&mut self.armed) {
             self.event = true;
@@ -287,14 +322,19 @@ fn refused(what: &'static str, kind: io::ErrorKind) -> VerbsError {
 
 impl Provider for Fabric {
     fn devices(&self) -> Result<Vec<DeviceInfo>, VerbsError> {
-        Ok(self.0.lock().devices.clone())
+        let world = self.0.lock();
+        let there = |(at, info): (usize, &DeviceInfo)| (!world.absent.contains(&at)).then(|| info.clone());
+        Ok(world.devices.iter().enumerate().filter_map(there).collect())
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Device>, VerbsError> {
         let world = self.0.lock();
         match world.devices.iter().position(|info| info.name == name) {
-            Some(index) => Ok(Arc::new(SoftDevice { fabric: self.clone(), index })),
-            None => {
+            Some(index) if !world.absent.contains(&index) => {
+                let losses = world.losses.get(&index).copied().unwrap_or_default();
+                Ok(Arc::new(SoftDevice { fabric: self.clone(), index, losses }))
+            }
+            _ => {
                 let known: Vec<&str> = world.devices.iter().map(|info| &*info.name).collect();
                 Err(VerbsError::UnknownDevice { name: name.into(), known: known.join(", ") })
             }
@@ -305,6 +345,17 @@ impl Provider for Fabric {
 struct SoftDevice {
     fabric: Fabric,
     index: usize,
+    /// How often it had been lost when it was opened.
+    losses: u32,
+}
+
+impl SoftDevice {
+    fn alive(&self, world: &World) -> Result<(), VerbsError> {
+        match world.losses.get(&self.index).copied().unwrap_or_default() == self.losses {
+            true => Ok(()),
+            false => Err(VerbsError::Lost { device: world.devices[self.index].name.clone() }),
+        }
+    }
 }
 
 struct SoftRegistration {
@@ -326,11 +377,18 @@ impl Drop for SoftRegistration {
 
 impl Device for SoftDevice {
     fn info(&self) -> Result<DeviceInfo, VerbsError> {
-        Ok(self.fabric.0.lock().devices[self.index].clone())
+        let world = self.fabric.0.lock();
+        self.alive(&world)?;
+        Ok(world.devices[self.index].clone())
+    }
+
+    fn lost(&self) -> bool {
+        self.alive(&self.fabric.0.lock()).is_err()
     }
 
     unsafe fn register(&self, address: usize, length: usize) -> Result<Box<dyn Registration>, VerbsError> {
         let mut world = self.fabric.0.lock();
+        self.alive(&world)?;
         world.last_key += 1;
         // Nothing that a peer could take for an offset or a small number.
         let key = 0x5000_0000 | world.last_key;
@@ -343,10 +401,12 @@ impl Device for SoftDevice {
             return Err(refused("ibv_create_qp_ex", io::ErrorKind::InvalidInput));
         }
         let mut world = self.fabric.0.lock();
+        self.alive(&world)?;
         world.last_pair += 1;
         let number = world.last_pair;
         let pair = Pair {
             device: self.index,
+            lost: false,
             state: State::Reset,
             access: Access::None,
             depths,
@@ -418,12 +478,6 @@ impl Endpoint for SoftEndpoint {
         self.step("ibv_modify_qp to RTS", State::ReadyToReceive, State::ReadyToSend)
     }
 
-    fn fail(&self) {
-        let mut world = self.fabric.0.lock();
-        world.fail(self.number);
-        world.wake();
-    }
-
     unsafe fn post_receives(&self, receives: &[Receive]) -> Result<(), VerbsError> {
         self.with(|pair| {
             let full = pair.receives.len() + receives.len() > pair.depths.receives as usize;
@@ -466,13 +520,14 @@ impl Endpoint for SoftEndpoint {
 
     fn poll(&self, completions: &mut Vec<Completion>, at_most: usize) -> Result<(), VerbsError> {
         self.with(|pair| {
+            pair.alive()?;
             let count = at_most.min(pair.completions.len());
             for (completion, frees) in pair.completions.drain(..count) {
                 pair.taken -= frees;
                 completions.push(completion);
             }
-        });
-        Ok(())
+            Ok(())
+        })
     }
 
     fn arm(&self) -> Result<(), VerbsError> {
@@ -483,7 +538,7 @@ impl Endpoint for SoftEndpoint {
     fn poll_event(&self, context: &mut Context<'_>) -> Poll<Result<(), VerbsError>> {
         self.with(|pair| {
             if std::mem::take(&mut pair.event) {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(pair.alive());
             }
             pair.waker = Some(context.waker().clone());
             Poll::Pending

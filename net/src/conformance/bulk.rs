@@ -45,6 +45,30 @@ pub async fn a_batch_carries_data_both_ways_at_any_alignment(backend: &dyn Backe
     pair.nothing_is_held().await;
 }
 
+/// Memory that the program registered is sent from and received into in place.
+pub async fn registered_memory_is_used_in_place(backend: &dyn Backend) {
+    let pair = Pair::of(backend).await;
+    let own = BufPool::for_claims(4 << 20).expect("memory for a test");
+    pair.client.register(&own).expect("it can be locked");
+    let copied = pair.connection.stats().copied;
+    for round in 0..3_u64 {
+        let mut data = own.claim(8192..8192 + 300_000).expect("within it").expect("nobody uses it");
+        data.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at as u64 * 7 + round) as u8);
+        let into = own.claim(1 << 20..(1 << 20) + 300_000).expect("within it").expect("nobody uses it");
+        let data = segments([(data.freeze(), 0)]);
+        let call =
+            Call { method: ECHO, body: body(1), data, into: vec![into], deadline: LONG, ..Call::default() };
+        let reply = pair.call(call).await.expect("an answer");
+        let back = &reply.data[0];
+        assert!(own.owns(back) && back.region_offset() == 1 << 20 && back.len() == 300_000);
+        assert!(back.iter().enumerate().all(|(at, &byte)| byte == (at as u64 * 7 + round) as u8));
+    }
+    let copied = pair.connection.stats().copied - copied;
+    // A TCP reader copies what comes along with a header.
+    assert!(copied < 300_000, "{copied} bytes of 1.8 MB were copied");
+    pair.nothing_is_held().await;
+}
+
 /// As much as one message may carry, in few segments and in many.
 pub async fn the_largest_message_goes_through(backend: &dyn Backend) {
     let pair = Pair::of(backend).await;
@@ -73,7 +97,7 @@ pub async fn what_surrounds_data_in_its_pages_is_zero(backend: &dyn Backend) {
         }
         fn call(self: Arc<Self>, mut request: Incoming) -> BoxFuture<'static, ()> {
             Box::pin(async move {
-                let data = request.pull().await.expect("the data is here").remove(0).freeze();
+                let data = request.take_data().remove(0).freeze();
                 let pages = data.pages().expect("it lies in the pool");
                 request.responder().send(Status::Ok, Bytes::new(), vec![pages]);
             })

@@ -53,6 +53,7 @@ macro_rules! conformance {
             requests_begin_in_the_order_sent
             both_ends_count_the_same
             a_batch_carries_data_both_ways_at_any_alignment
+            registered_memory_is_used_in_place
             the_largest_message_goes_through
             what_surrounds_data_in_its_pages_is_zero
             a_deadline_ends_a_call_and_nothing_else
@@ -140,7 +141,7 @@ impl Service for Actor {
 
 impl Actor {
     async fn act(&self, mut request: Incoming, responder: Responder) {
-        let data = request.pull().await.expect("the data is here");
+        let data = request.take_data();
         let body = request.body.clone();
         if matches!(request.method, HOLD | FILL) {
             self.gate.acquire().await.expect("the gate stays").forget();

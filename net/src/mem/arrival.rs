@@ -1,19 +1,17 @@
 //! Requests as they arrive at the serving end of a connection, and their way back.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::Poll;
 
 use bytes::Bytes;
 use catena_buf::{Buf, IoBuf};
 use catena_proto::status::Status;
 use catena_rt::time::{Instant, timeout_at};
-use tracing::error;
 
 use super::link::{Answer, Link, Request};
 use crate::call::Segment;
-use crate::service::{Incoming, ReplySink};
+use crate::requests::{self, Request as Arrived};
+use crate::service::ReplySink;
 use crate::stats::add;
 
 impl Link {
@@ -42,23 +40,23 @@ impl Link {
         let class = host.service.class(method, &body);
         let fetched =
             if lens.is_empty() { Ok(Some(Vec::new())) } else { host.pool.try_alloc_many(&lens, class) };
-        let begin = Begin { link: self.clone(), method, body, deadline, room, sink };
+        let request = Arrived { method, body, deadline, room, sink };
         match fetched {
-            Ok(Some(bufs)) => begin.here(fill(bufs, &data)).await,
+            Ok(Some(bufs)) => self.begin(request, fill(bufs, &data)).await,
             Ok(None) => {
                 add(&host.counters.parked, 1);
                 self.parked.fetch_add(1, Relaxed);
-                let pool = host.pool.clone();
+                let (link, pool) = (self.clone(), host.pool.clone());
                 host.spawn(async move {
                     let bufs = timeout_at(deadline, pool.alloc_many(&lens, class)).await;
-                    begin.link.parked.fetch_sub(1, Relaxed);
+                    link.parked.fetch_sub(1, Relaxed);
                     match bufs {
-                        Ok(Ok(bufs)) => begin.here(fill(bufs, &data)).await,
-                        _ => begin.sink.send(Status::TimedOut, Bytes::new(), Vec::new()),
+                        Ok(Ok(bufs)) => link.begin(request, fill(bufs, &data)).await,
+                        _ => request.sink.send(Status::TimedOut, Bytes::new(), Vec::new()),
                     }
                 });
             }
-            Err(error) => begin.sink.send(Status::Invalid, Bytes::from(error.to_string()), Vec::new()),
+            Err(error) => request.sink.send(Status::Invalid, Bytes::from(error.to_string()), Vec::new()),
         }
     }
 }
@@ -73,36 +71,11 @@ fn fill(mut bufs: Vec<IoBuf>, data: &[Segment]) -> Vec<IoBuf> {
     bufs
 }
 
-/// A request about to begin.
-struct Begin {
-    link: Arc<Link>,
-    method: u16,
-    body: Bytes,
-    deadline: Instant,
-    room: Vec<u32>,
-    sink: Box<Sink>,
-}
-
-impl Begin {
-    async fn here(self, data: Vec<IoBuf>) {
-        let Begin { link, method, body, deadline, room, sink } = self;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return sink.send(Status::TimedOut, Bytes::new(), Vec::new());
-        }
-        let service = link.host.service.clone();
-        let incoming = Incoming::new(method, body, link.me, left, room, data, sink);
-        let Ok(mut handler) = catch_unwind(AssertUnwindSafe(|| service.call(incoming))) else {
-            return error!(method, "a request's handler panicked");
-        };
-        let first = std::future::poll_fn(|context| {
-            Poll::Ready(catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(context))))
-        });
-        match first.await {
-            Ok(Poll::Ready(())) => {}
-            Ok(Poll::Pending) => link.host.spawn(handler),
-            Err(_) => error!(method, "a request's handler panicked"),
-        }
+impl Link {
+    async fn begin(&self, request: Arrived<Instant>, data: Vec<IoBuf>) {
+        let spawn = |handler| self.host.spawn(handler);
+        let left = request.deadline.saturating_duration_since(Instant::now());
+        requests::begin(&self.host.service, self.me, request, left, data, spawn).await;
     }
 }
 

@@ -410,14 +410,8 @@ struct Guard<'a> {
 
 impl Guard<'_> {
     fn end(&mut self, result: &Result<Reply, NetError>) {
-        let received =
-            |reply: &Reply| reply.body.len() + reply.data.iter().map(|buf| buf.len()).sum::<usize>();
-        let (ok, received) = match result {
-            Ok(reply) => (reply.status == Status::Ok, received(reply)),
-            Err(_) => (false, 0),
-        };
         self.over = true;
-        self.link.counters.ended(self.method, ok, self.sent, received, self.begun.elapsed());
+        self.link.counters.answered(self.method, self.sent, result, self.begun.elapsed());
     }
 }
 

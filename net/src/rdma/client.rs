@@ -43,7 +43,9 @@ impl Lane for RdmaLane {
         }
         for buf in &mut call.into {
             if buf.capacity() > 0 && self.link.nic().writable(buf, 0).is_none() {
-                return Err(NetError::Invalid("a buffer of another pool than the transport's".into()));
+                return Err(NetError::Invalid(
+                    "a buffer of a pool that the transport does not know: register it first".into(),
+                ));
             }
         }
         Ok(())

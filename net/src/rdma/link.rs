@@ -27,10 +27,18 @@ use crate::stats::{Counters, add};
 pub(super) const SPARE: u16 = 4;
 /// Bytes of frames in a packet.
 const LOAD: usize = SLOT - size_of::<Packet>();
-/// Bytes of one WRITE or READ.
-const PART: usize = 256 << 10;
-/// Bytes of WRITEs under way, and of READs.
-const WINDOW: usize = 2 << 20;
+/// Bytes of one WRITE,
+const WRITE_PART: usize = 128 << 10;
+/// and of one READ.
+const READ_PART: usize = 64 << 10;
+/// The last READ of a large transfer fits into one packet. Soft-RoCE notices that a response was lost when one of a later request comes,
+/// and without a later request only by its time-out.
+const LAST_READ: usize = 4 << 10;
+/// Bytes of WRITEs under way, and of READs: more than a 400 Gbit/s port moves in ten microseconds. Not more than that, because a reliable
+/// connection goes back to the packet that was lost and sends again all that came behind it.
+const WINDOW: usize = 512 << 10;
+/// Bytes of frames that are kept, sent ones or room for more.
+const KEEP: usize = 64 << 10;
 /// Completions taken at a time.
 const HARVEST: usize = 64;
 
@@ -38,6 +46,21 @@ const HARVEST: usize = 64;
 struct Bulk {
     writes: VecDeque<(Buf, Remote)>,
     frame: Vec<u8>,
+}
+
+/// READs of so many bytes: where each begins, and its length.
+fn read_parts(len: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let part = match len - start {
+            0 => return None,
+            left if left > READ_PART => READ_PART,
+            left if start > 0 && left > LAST_READ => left - LAST_READ,
+            left => left,
+        };
+        start += part;
+        Some((start - part, part))
+    })
 }
 
 /// A part of a READ.
@@ -65,6 +88,8 @@ struct State {
     writing: usize,
     reading: usize,
     reads_under_way: usize,
+    /// From now on every batch ends with a completion, so that it is known when the last one is done.
+    draining: bool,
 }
 
 /// Sizes that both ends agreed on, or that are this end's.
@@ -116,6 +141,7 @@ impl Link {
             writing: 0,
             reading: 0,
             reads_under_way: 0,
+            draining: false,
         };
         let (ended, failure) = (Notify::new(), Mutex::default());
         Link { state: Mutex::new(Some(state)), nic, terms, ended, failure, path }
@@ -152,14 +178,36 @@ impl Link {
         }
     }
 
-    /// Queues READs of `len` bytes from `from` into a buffer, in parts.
-    pub fn push_read(&self, reading: &Arc<Reading>, buf: usize, at: usize, len: usize, from: Remote) {
-        let Some(state) = &mut *self.state.lock() else { return };
-        for start in (0..len).step_by(PART) {
-            let from = Remote { address: from.address.wrapping_add(start as u64), ..from };
-            let len = PART.min(len - start);
-            state.reads.push_back(Part { reading: reading.clone(), buf, at: at + start, len, from });
+    /// Queues READs into a request's buffers, in parts: into each from byte `at` on, `len` of them. The reference is given up under the
+    /// lock: whoever hears that all parts are done holds the last one, on whatever thread. False if the link is closed.
+    pub fn push_reads(
+        &self,
+        reading: Arc<Reading>,
+        places: impl Iterator<Item = (usize, usize, Remote)>,
+    ) -> bool {
+        let mut state = self.state.lock();
+        let Some(state) = &mut *state else { return false };
+        for (buf, (at, len, from)) in places.enumerate() {
+            for (start, len) in read_parts(len) {
+                let from = Remote { address: from.address.wrapping_add(start as u64), ..from };
+                state.reads.push_back(Part { reading: reading.clone(), buf, at: at + start, len, from });
+            }
         }
+        drop(reading);
+        true
+    }
+
+    /// Takes back what of a request's data was not yet asked for. Says how many bytes that is.
+    pub fn drop_reads(&self, tag: u64) -> usize {
+        let mut state = self.state.lock();
+        let Some(state) = &mut *state else { return 0 };
+        let mut dropped = 0;
+        state.reads.retain(|part| {
+            let stays = part.reading.tag != tag;
+            dropped += if stays { 0 } else { part.len };
+            stays
+        });
+        dropped
     }
 
     /// Queues a packet of its own.
@@ -179,9 +227,19 @@ impl Link {
         }
     }
 
-    /// Nothing waits to go out, and everything posted is done.
+    /// From now on [`Link::is_idle`] comes true: the peer has acknowledged everything. Small messages ask for no completions otherwise;
+    /// one that brings nothing goes behind them and does.
+    pub fn drain(&self, counters: &Counters) {
+        if let Some(state) = &mut *self.state.lock() {
+            state.draining = true;
+            state.signal |= flag::FREE;
+        }
+        self.flush(counters);
+    }
+
+    /// Nothing waits to go out, and everything posted is known to be done.
     pub fn is_idle(&self) -> bool {
-        self.state.lock().as_ref().is_none_or(|state| state.is_empty() && state.writing == 0)
+        self.state.lock().as_ref().is_none_or(|state| state.is_empty() && state.pair.under_way() == 0)
     }
 
     /// Takes in what has come. Says how many completions there were.
@@ -256,7 +314,7 @@ impl State {
     /// Posts what can go out now, in one batch after the other.
     fn pump(&mut self, nic: &Nic, terms: Terms, counters: &Counters) -> Result<(), catena_verbs::VerbsError> {
         loop {
-            let State { pair, frames, sent, bulks, reads, credits, owed, signal, .. } = self;
+            let State { pair, frames, sent, bulks, reads, credits, owed, signal, draining, .. } = self;
             let mut batch = pair.batch();
             let mut wire = 0;
             // Frames that waited go before bulk data, those that it releases behind it.
@@ -269,9 +327,9 @@ impl State {
                     *sent += take;
                     *credits -= 1;
                 }
-                if *sent == frames.len() {
-                    frames.clear();
-                    *sent = 0;
+                if *sent == frames.len() || *sent > KEEP {
+                    frames.drain(..std::mem::take(sent));
+                    frames.shrink_to(KEEP);
                 }
                 if round == 1 {
                     break;
@@ -292,7 +350,7 @@ impl State {
                         continue;
                     };
                     let registered = nic.reaches(&buf);
-                    let take = buf.len().min(if registered { PART } else { SLOT });
+                    let take = buf.len().min(if registered { WRITE_PART } else { SLOT });
                     let room = batch.room() > 1 && (registered || batch.message_room() > 1);
                     if !room || self.writing > 0 && self.writing + take > WINDOW {
                         bulk.writes.push_front((buf, to));
@@ -326,11 +384,36 @@ impl State {
                 batch.send(&[packet.as_bytes()]);
                 wire += size_of::<Packet>();
             }
+            if *draining {
+                batch.ask();
+            }
             if batch.post()? == 0 {
                 return Ok(());
             }
             add(&counters.writes, 1);
             add(&counters.wire_sent, wire as u64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_cover_everything_once_and_a_large_transfer_ends_with_a_packet() {
+        for len in [0, 1, 4096, 65_536, 65_537, 100_000, 131_072, 1 << 20, 4 << 20] {
+            let parts: Vec<_> = read_parts(len).collect();
+            let mut next = 0;
+            for &(start, part) in &parts {
+                assert!(start == next && part > 0 && part <= READ_PART, "{len}: {parts:?}");
+                next += part;
+            }
+            assert_eq!(next, len);
+            assert!(
+                len <= READ_PART || parts.last().is_some_and(|&(_, last)| last <= LAST_READ),
+                "{parts:?}"
+            );
         }
     }
 }

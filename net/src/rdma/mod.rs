@@ -11,6 +11,7 @@
 //! **What a peer may touch:** a server's queue pairs give their clients no access to its memory. A client's give the server access to its
 //! pool, with the key that requests carry.
 
+mod adapter;
 mod client;
 mod link;
 mod rails;
@@ -81,7 +82,9 @@ impl Default for RdmaOptions {
             gid_index: None,
             mtu: None,
             busy_poll: Duration::ZERO,
-            timeout: 14,
+            // Half a second: a window of data takes its time where several connections share a slow link, and what is sent again for no
+            // reason makes that worse. Lost packets are mostly heard of sooner, by what comes behind them.
+            timeout: 17,
             retries: 6,
             traffic_class: 0,
             service_level: 0,
@@ -103,7 +106,7 @@ pub struct RdmaTransport {
 impl RdmaTransport {
     /// For a process with this identity, whose bulk data lives in `pool`. Opens the devices and registers the pool with each.
     pub fn new(
-        provider: &dyn Provider,
+        provider: Arc<dyn Provider>,
         identity: Identity,
         pool: BufPool,
         options: RdmaOptions,
@@ -123,7 +126,7 @@ impl RdmaTransport {
 
     async fn dial(&self, address: &str) -> Result<Arc<dyn Connection>, NetError> {
         let (mut stream, peer, credits) = dial(address, &self.identity, carrier::QUEUE_PAIR).await?;
-        let link = setup::propose(&mut stream, &self.rails, address, None).await?;
+        let link = setup::propose(&mut stream, &self.rails, address).await?;
         let (pool, busy_poll) = (self.pool.clone(), self.options.busy_poll);
         let connection = client::start(stream, link, pool, peer, address, credits, busy_poll).await?;
         Ok(Arc::new(connection))
@@ -138,7 +141,12 @@ impl Transport for RdmaTransport {
     ) -> BoxFuture<'a, Result<Arc<dyn Connection>, NetError>> {
         Box::pin(async move {
             let begun = tokio::time::Instant::now();
-            let error = match within(deadline, address, self.dial(address)).await {
+            // Something is left for the other way.
+            let patience = match self.options.fallback {
+                Fallback::None => deadline,
+                Fallback::Tcp => deadline * 3 / 4,
+            };
+            let error = match within(patience, address, self.dial(address)).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => error,
             };
@@ -147,8 +155,7 @@ impl Transport for RdmaTransport {
             if self.options.fallback == Fallback::None || stranger {
                 return Err(error);
             }
-            let left = deadline.saturating_sub(begun.elapsed()).max(deadline / 4);
-            let connection = self.tcp.connect(address, left).await?;
+            let connection = self.tcp.connect(address, deadline.saturating_sub(begun.elapsed())).await?;
             warn!(address, %error, "using TCP instead of RDMA, as configured");
             Ok(connection)
         })
@@ -174,5 +181,14 @@ impl Transport for RdmaTransport {
 
     fn pool(&self) -> &BufPool {
         &self.pool
+    }
+
+    fn register(&self, pool: &BufPool) -> Result<(), NetError> {
+        self.rails.register(pool).map_err(|error| NetError::Invalid(error.to_string()))
+    }
+
+    /// TCP may have another way, so with that to fall back on nothing is out.
+    fn outage(&self) -> Option<String> {
+        (self.options.fallback == Fallback::None).then(|| self.rails.outage()).flatten()
     }
 }

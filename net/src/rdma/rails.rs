@@ -13,6 +13,7 @@ use catena_verbs::{
 use rand::Rng;
 
 use super::RdmaOptions;
+use super::adapter::Adapter;
 use super::link::{self, Link};
 use super::wire::{Terms, link_code};
 
@@ -31,7 +32,7 @@ const RNR_RETRIES: u8 = 6;
 
 /// A port as configured.
 struct Rail {
-    nic: Arc<Nic>,
+    adapter: Arc<Adapter>,
     port: u8,
 }
 
@@ -104,10 +105,13 @@ fn choose_gid(
 
 impl Rails {
     /// Opens the configured ports, or all that are active, and registers `pool` and the memory of messages with each device.
-    pub fn open(provider: &dyn Provider, pool: &BufPool, options: &RdmaOptions) -> Result<Rails, VerbsError> {
+    pub fn open(
+        provider: Arc<dyn Provider>,
+        pool: &BufPool,
+        options: &RdmaOptions,
+    ) -> Result<Rails, VerbsError> {
         let memory = options.message_memory.max((RECEIVES + SENDS) * SLOT);
-        let messages = BufPool::new(PoolConfig { bytes: [0, 0, 0, 0, memory] })
-            .map_err(|error| VerbsError::NoDevice(error.to_string()))?;
+        let messages = BufPool::new(PoolConfig { bytes: [0, 0, 0, 0, memory] })?;
         let devices = provider.devices()?;
         let mut wanted: Vec<(String, u8)> = Vec::new();
         for name in &options.devices {
@@ -139,19 +143,20 @@ impl Rails {
                 false => format!("no port of {} is active", names.join(", ")),
             }));
         }
-        let mut nics: Vec<Arc<Nic>> = Vec::new();
+        let mut adapters: Vec<Arc<Adapter>> = Vec::new();
         let mut rails = Vec::new();
         for (device, port) in wanted {
-            let known = nics.iter().find(|nic| nic.name() == device).cloned();
-            let nic = match known {
-                Some(nic) => nic,
+            let known = adapters.iter().find(|adapter| adapter.name() == device).cloned();
+            let adapter = match known {
+                Some(adapter) => adapter,
                 None => {
-                    let nic = Nic::open(provider, &device, &[pool, &messages])?;
-                    nics.push(nic.clone());
-                    nic
+                    let pools = [pool.clone(), messages.clone()];
+                    let adapter = Adapter::open(provider.clone(), &device, pools)?;
+                    adapters.push(adapter.clone());
+                    adapter
                 }
             };
-            rails.push(Rail { nic, port });
+            rails.push(Rail { adapter, port });
         }
         Ok(Rails { rails, messages, options: options.clone(), next: AtomicUsize::new(0) })
     }
@@ -159,8 +164,21 @@ impl Rails {
     /// The ports, for logs: `mlx5_0:1, mlx5_1:1`.
     pub fn names(&self) -> String {
         let names: Vec<String> =
-            self.rails.iter().map(|rail| format!("{}:{}", rail.nic.name(), rail.port)).collect();
+            self.rails.iter().map(|rail| format!("{}:{}", rail.adapter.name(), rail.port)).collect();
         names.join(", ")
+    }
+
+    /// Registers one more pool with each device.
+    pub fn register(&self, pool: &BufPool) -> Result<(), VerbsError> {
+        self.rails.iter().try_for_each(|rail| rail.adapter.admit(pool))
+    }
+
+    /// What is wrong with the ports, if none can be used. A port whose device does not say how it is cannot.
+    pub fn outage(&self) -> Option<String> {
+        match self.choose(None, None, None) {
+            Err(VerbsError::NoDevice(down)) => Some(down),
+            _ => None,
+        }
     }
 
     /// A port for a connection whose stream has this address here: the port that has the address too; else the peer's `hint`; else each
@@ -174,8 +192,14 @@ impl Rails {
         let mut routes = Vec::new();
         let mut down = Vec::new();
         for (at, rail) in self.rails.iter().enumerate() {
-            let info = rail.nic.info()?;
-            let name = format!("{}:{}", info.name, rail.port);
+            let name = format!("{}:{}", rail.adapter.name(), rail.port);
+            let (nic, info) = match rail.adapter.nic().and_then(|nic| Ok((nic.clone(), nic.info()?))) {
+                Ok(both) => both,
+                Err(error) => {
+                    down.push(format!("{name} cannot be used: {error}"));
+                    continue;
+                }
+            };
             let Some(port) = info.ports.into_iter().find(|port| port.number == rail.port) else { continue };
             if !port.active {
                 down.push(format!("{name} is {}", port.state));
@@ -183,7 +207,7 @@ impl Rails {
             }
             match choose_gid(&port, self.options.gid_index, address, peer) {
                 Some(gid) => {
-                    routes.push(Route { nic: rail.nic.clone(), limits: info.limits, port, gid, at });
+                    routes.push(Route { nic, limits: info.limits, port, gid, at });
                 }
                 None => down.push(format!("{name} has no such GID")),
             }

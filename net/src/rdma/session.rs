@@ -27,7 +27,7 @@ use super::wire::Place;
 use crate::frame::{self, Broken, Frame, Garbled, Header, Row, kind};
 use crate::handshake::PeerId;
 use crate::listener::Session;
-use crate::requests::{AbortOnDrop, Context, Ledger, Parked, Request, Ticket, begin};
+use crate::requests::{AbortOnDrop, Context, Ledger, Parked, Request, Ticket};
 use crate::service::ReplySink;
 
 /// A request whose data is not here yet.
@@ -35,7 +35,7 @@ enum Arriving {
     /// There are no buffers yet; a task waits for some.
     Parked { request: Request, places: Vec<Place>, _task: AbortOnDrop },
     /// READs are under way or queued, so many bytes are to come.
-    Pulling { request: Request, places: Vec<Place>, reading: Arc<Reading>, left: usize },
+    Pulling { request: Request, reading: Arc<Reading>, left: usize },
 }
 
 /// One connection.
@@ -86,15 +86,15 @@ impl RdmaSession {
             return Ok(());
         }
         if parts.data.is_empty() {
-            begin(&self.ledger, request, Vec::new()).await;
+            self.ledger.begin(request, Vec::new()).await;
             return Ok(());
         }
         let class = context.service.class(method, &request.body);
         let places = parts.data.to_vec();
         let lens: Vec<usize> = places.iter().map(|place| place.align() + place.len()).collect();
         match context.pool.try_alloc_many(&lens, class) {
-            Ok(Some(bufs)) if bulk == 0 => begin(&self.ledger, request, finish(bufs, &places)).await,
-            Ok(Some(bufs)) => self.pull(id, request, places, bufs, bulk),
+            Ok(Some(bufs)) if bulk == 0 => self.ledger.begin(request, clean(bufs, &places)).await,
+            Ok(Some(bufs)) => self.pull(id, request, &places, bufs, bulk),
             Ok(None) => self.park(id, request, places, lens, class, bulk),
             Err(error) => {
                 debug!(peer = %self.ledger.peer, method, %error, "refused a request's bulk data");
@@ -105,13 +105,16 @@ impl RdmaSession {
     }
 
     /// Queues the READs of a request's data.
-    fn pull(&self, id: u64, request: Request, places: Vec<Place>, bufs: Vec<IoBuf>, left: usize) {
-        let reading = Reading::new(bufs, id);
+    fn pull(&self, id: u64, request: Request, places: &[Place], bufs: Vec<IoBuf>, left: usize) {
+        let reading = Reading::new(clean(bufs, places), id);
         // Known before the first READ can be done.
-        let known = Arriving::Pulling { request, places: places.clone(), reading: reading.clone(), left };
+        let known = Arriving::Pulling { request, reading: reading.clone(), left };
         self.arriving.lock().insert(id, known);
-        for (index, place) in places.iter().enumerate() {
-            self.link.push_read(&reading, index, place.align(), place.len(), place.remote(0));
+        let places = places.iter().map(|place| (place.align(), place.len(), place.remote(0)));
+        if !self.link.push_reads(reading, places) {
+            // It closed, perhaps before the request was known: whoever closed it did not find it then.
+            let lost = self.arriving.lock().remove(&id);
+            drop(lost);
         }
     }
 
@@ -135,9 +138,11 @@ impl RdmaSession {
             drop(counted);
             let parked = session.arriving.lock().remove(&id);
             if let Some(Arriving::Parked { request, places, _task }) = parked {
-                // It is this task: ending it here would lose what follows.
-                std::mem::forget(_task);
-                session.pull(id, request, places, bufs, bulk);
+                // `_task` is this one, and lives as long as it does.
+                if bulk == 0 {
+                    return session.ledger.begin(request, clean(bufs, &places)).await;
+                }
+                session.pull(id, request, &places, bufs, bulk);
                 session.flush();
             }
         });
@@ -145,20 +150,25 @@ impl RdmaSession {
         arriving.insert(id, Arriving::Parked { request, places, _task });
     }
 
-    /// The caller has gone. A request that waits for buffers ends here; one whose data is on its way, once that has come to rest.
-    fn cancel(&self, id: u64) {
+    /// The caller has gone. A request that waits for buffers ends here; one whose data is on its way, once that has come to rest. What
+    /// was not yet asked for stays where it is.
+    async fn cancel(&self, id: u64) {
         self.ledger.abandon(id);
-        let mut arriving = self.arriving.lock();
-        if let Some(Arriving::Parked { .. }) = arriving.get(&id) {
-            let parked = arriving.remove(&id);
-            drop(arriving);
-            if let Some(Arriving::Parked { request, .. }) = parked {
-                request.sink.send(Status::TimedOut, Bytes::new(), Vec::new());
-            }
+        let parked = {
+            let mut arriving = self.arriving.lock();
+            let is_parked = matches!(arriving.get(&id), Some(Arriving::Parked { .. }));
+            if is_parked { arriving.remove(&id) } else { None }
+        };
+        if let Some(Arriving::Parked { request, .. }) = parked {
+            return request.sink.send(Status::TimedOut, Bytes::new(), Vec::new());
+        }
+        let dropped = self.link.drop_reads(id);
+        if dropped > 0 {
+            self.read(id, dropped).await;
         }
     }
 
-    /// A part of a request's data has come.
+    /// A part of a request's data has come, or is not wanted any more.
     async fn read(&self, id: u64, len: usize) {
         let whole = {
             let mut arriving = self.arriving.lock();
@@ -171,7 +181,7 @@ impl RdmaSession {
                 _ => None,
             }
         };
-        let Some(Arriving::Pulling { request, places, reading, .. }) = whole else { return };
+        let Some(Arriving::Pulling { request, reading, .. }) = whole else { return };
         // The last reference: no READ into these buffers is left.
         let Some(reading) = Arc::into_inner(reading) else {
             debug_assert!(false, "all parts of a READ are done, and one is still held");
@@ -180,14 +190,13 @@ impl RdmaSession {
         if request.sink.is_abandoned() {
             return request.sink.send(Status::TimedOut, Bytes::new(), Vec::new());
         }
-        begin(&self.ledger, request, finish(reading.finish(), &places)).await;
+        self.ledger.begin(request, reading.finish()).await;
     }
 }
 
-/// Filled buffers, with nothing of their last owner in the first and last page of each.
-fn finish(mut bufs: Vec<IoBuf>, places: &[Place]) -> Vec<IoBuf> {
+/// Buffers as they were asked for, with nothing of their last owner around where data will be.
+fn clean(mut bufs: Vec<IoBuf>, places: &[Place]) -> Vec<IoBuf> {
     for (buf, place) in bufs.iter_mut().zip(places) {
-        buf.set_len(place.align() + place.len());
         buf.zero_around(place.align());
     }
     bufs
@@ -199,7 +208,7 @@ impl Incoming for ServerEnd {
     async fn frame(&mut self, header: &Header, parts: Frame<'_, Place>) -> Result<(), Garbled> {
         match header.kind {
             kind::REQUEST => self.0.request(header, parts).await?,
-            kind::CANCEL => self.0.cancel(header.id.get()),
+            kind::CANCEL => self.0.cancel(header.id.get()).await,
             _ => return Err(Garbled("a frame that only servers send")),
         }
         Ok(())
@@ -241,6 +250,7 @@ impl Session for RdmaSession {
 
     fn drained(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
+            self.link.drain(&self.ledger.context.counters);
             loop {
                 let progress = self.progress.notified();
                 tokio::pin!(progress);

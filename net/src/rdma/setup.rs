@@ -19,15 +19,10 @@ use crate::shake;
 const REASON: usize = 512;
 
 /// The client's part. The server may READ and WRITE what it is told of.
-pub(super) async fn propose(
-    stream: &mut TcpStream,
-    rails: &Rails,
-    address: &str,
-    hint: Option<usize>,
-) -> Result<Link, NetError> {
+pub(super) async fn propose(stream: &mut TcpStream, rails: &Rails, address: &str) -> Result<Link, NetError> {
     let broke = |reason: String| NetError::Connect { address: address.into(), reason };
     let local = stream.local_addr().map_err(|error| broke(error.to_string()))?.ip();
-    let half = rails.choose(hint.is_none().then_some(local.to_canonical()), hint, None);
+    let half = rails.choose(Some(local.to_canonical()), None, None);
     let half = half.and_then(|route| rails.half(route, Access::ReadWrite));
     let half = half.map_err(|error| broke(error.to_string()))?;
     let hung_up = |error: std::io::Error| broke(format!("it hung up over the queue pair: {error}"));

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use super::{RdmaOptions, RdmaTransport};
 use crate::config::Fallback;
 use crate::tcp::TcpTransport;
-use crate::{Call, Identity, Incoming, Listener, NetError, PeerId, Segment, Service, Transport};
+use crate::{Call, Connection, Identity, Incoming, Listener, NetError, PeerId, Segment, Service, Transport};
 
 const LONG: Duration = Duration::from_secs(60);
 const ECHO: u16 = 1;
@@ -31,8 +31,7 @@ impl Service for Echo {
     }
     fn call(self: Arc<Self>, mut request: Incoming) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            let data =
-                request.pull().await.expect("it is here").into_iter().map(|buf| buf.freeze()).collect();
+            let data = request.take_data().into_iter().map(|buf| buf.freeze()).collect();
             if request.method == HOLD {
                 self.0.acquire().await.expect("the gate stays").forget();
             }
@@ -56,7 +55,7 @@ fn fabric() -> Fabric {
 
 fn on(fabric: &Fabric, device: &str, peer: PeerId, options: RdmaOptions) -> RdmaTransport {
     let options = RdmaOptions { devices: vec![device.into()], ..options };
-    RdmaTransport::new(fabric, identity(peer), pool(), options).unwrap()
+    RdmaTransport::new(Arc::new(fabric.clone()), identity(peer), pool(), options).unwrap()
 }
 
 fn server(fabric: &Fabric) -> RdmaTransport {
@@ -133,7 +132,7 @@ async fn who_finds_no_rdma_is_told_and_falls_back_only_if_that_was_chosen() {
     // A stranger stays one, whatever it falls back to.
     let options = RdmaOptions { fallback: Fallback::Tcp, ..RdmaOptions::default() };
     let stranger = Identity { token: Token([8; 32]), ..identity(PeerId::Client(ClientId(4))) };
-    let stranger = RdmaTransport::new(&fabric, stranger, pool(), options).unwrap();
+    let stranger = RdmaTransport::new(Arc::new(fabric.clone()), stranger, pool(), options).unwrap();
     assert_eq!(stranger.connect(&address, LONG).await.err().unwrap().status(), Status::BadToken);
 }
 
@@ -183,6 +182,23 @@ async fn buffers_of_a_call_that_was_given_up_stay_until_nothing_can_reach_them()
 }
 
 #[tokio::test]
+async fn data_of_a_call_that_was_given_up_is_not_fetched_any_more() {
+    let fabric = fabric();
+    let (server, client) = (server(&fabric), client(&fabric, RdmaOptions::default()));
+    let (_, listener) = listen(&server).await;
+    let connection = client.connect(&listener.address(), LONG).await.unwrap();
+    let (_, before) = fabric.moved();
+    fabric.hold();
+    let call = Call { deadline: Duration::from_millis(30), ..call(&client, ECHO, 4 << 20) };
+    connection.call(call).await.unwrap_err();
+    // The request and the news that nobody waits for it arrive together.
+    fabric.release();
+    eventually(|| used(&client) == 0 && used(&server) == 0).await;
+    let moved = fabric.moved().1 - before;
+    assert!(moved < 1 << 20, "{moved} bytes for nobody");
+}
+
+#[tokio::test]
 async fn an_end_that_is_out_of_receives_is_cut_off() {
     let fabric = fabric();
     let (server, client) = (server(&fabric), client(&fabric, RdmaOptions::default()));
@@ -221,7 +237,9 @@ async fn connections_are_bounded_by_the_memory_for_their_messages() {
 #[tokio::test]
 async fn several_ports_are_used_in_turn_and_one_that_is_down_is_left_out() {
     let fabric = fabric();
-    let all = |peer| RdmaTransport::new(&fabric, identity(peer), pool(), RdmaOptions::default()).unwrap();
+    let all = |peer| {
+        RdmaTransport::new(Arc::new(fabric.clone()), identity(peer), pool(), RdmaOptions::default()).unwrap()
+    };
     let (server, client) = (all(PeerId::Node(NodeId(1))), all(PeerId::Client(ClientId(2))));
     let (_, listener) = listen(&server).await;
     let address = listener.address();
@@ -235,8 +253,9 @@ async fn several_ports_are_used_in_turn_and_one_that_is_down_is_left_out() {
 #[test]
 fn a_device_that_is_not_there_is_named_with_those_that_are() {
     let options = RdmaOptions { devices: vec!["mlx5_9".into()], ..RdmaOptions::default() };
-    let error =
-        RdmaTransport::new(&fabric(), identity(PeerId::Node(NodeId(1))), pool(), options).err().unwrap();
+    let error = RdmaTransport::new(Arc::new(fabric()), identity(PeerId::Node(NodeId(1))), pool(), options)
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("`mlx5_9`; there are: soft0, soft1, soft2"), "{error}");
 }
 
@@ -254,4 +273,130 @@ async fn heap_memory_is_copied_and_counted_and_registered_memory_is_not() {
     let reply = connection.call(heap).await.unwrap();
     assert!(reply.data[0].iter().all(|&byte| byte == 6));
     assert_eq!(connection.stats().copied, 50_000);
+}
+
+/// A reply without data asks for no completion of its own: a shutdown waits until it has gone all the same.
+#[tokio::test]
+async fn a_shutdown_waits_until_the_last_reply_has_left_the_device() {
+    let fabric = fabric();
+    let (server, client) = (server(&fabric), client(&fabric, RdmaOptions::default()));
+    let (echo, listener) = listen(&server).await;
+    let connection = client.connect(&listener.address(), LONG).await.unwrap();
+    let held = tokio::spawn(connection.call(Call::new(HOLD, Bytes::new(), LONG)));
+    eventually(|| listener.stats().all.in_flight() == 1).await;
+    fabric.hold();
+    echo.0.add_permits(1);
+    eventually(|| listener.stats().all.in_flight() == 0).await;
+    let down = tokio::spawn(listener.shutdown(LONG));
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!down.is_finished() && !held.is_finished());
+    fabric.release();
+    assert_eq!(held.await.unwrap().unwrap().status, Status::Ok);
+    down.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_device_that_is_lost_ends_its_connections_and_is_opened_again_when_it_is_back() {
+    let fabric = fabric();
+    let (server, client) = (server(&fabric), client(&fabric, RdmaOptions::default()));
+    let (echo, listener) = listen(&server).await;
+    let address = listener.address();
+    let own = BufPool::for_claims(1 << 20).unwrap();
+    client.register(&own).unwrap();
+    // In turn the client's and the server's; a call is under way, and nobody is told of it by a completion.
+    for (device, transport) in [("soft1", &client), ("soft0", &server)] {
+        let connection: Arc<dyn Connection> = client.connect(&address, LONG).await.unwrap();
+        let waiting = tokio::spawn({
+            let (connection, call) = (connection.clone(), call(&client, HOLD, 100_000));
+            async move { connection.call(call).await }
+        });
+        eventually(|| listener.stats().all.in_flight() == 1).await;
+        fabric.take_away(device);
+        let error = waiting.await.unwrap().unwrap_err();
+        assert!(matches!(error, NetError::Disconnected { .. }) && error.sent(), "{error}");
+        assert!(connection.is_closed());
+        echo.0.add_permits(1);
+        eventually(|| used(&client) == 0 && used(&server) == 0 && fabric.pairs() == 0).await;
+        let outage = transport.outage().unwrap();
+        assert!(outage.contains(device) && outage.contains("opened again"), "{outage}");
+        let error = client.connect(&address, LONG).await.err().unwrap();
+        assert!(error.to_string().contains(device), "{error}");
+        fabric.give_back(device);
+        eventually(|| transport.outage().is_none()).await;
+        works(&client, &address).await;
+    }
+    // What a program had registered is registered with the new opening as well.
+    let connection = client.connect(&address, LONG).await.unwrap();
+    let data = vec![Segment { data: own.claim(0..300_000).unwrap().unwrap().freeze(), align: 0 }];
+    let into = vec![own.claim(1 << 19..(1 << 19) + 300_000).unwrap().unwrap()];
+    let reply = connection.call(Call { method: ECHO, data, into, deadline: LONG, ..Call::default() }).await;
+    assert_eq!(reply.unwrap().status, Status::Ok);
+    assert_eq!(connection.stats().copied, 0);
+}
+
+#[tokio::test]
+async fn a_lost_device_leaves_its_connections_to_the_others() {
+    let fabric = fabric();
+    let server = server(&fabric);
+    let (_, listener) = listen(&server).await;
+    let two = RdmaOptions { devices: vec!["soft1".into(), "soft2".into()], ..RdmaOptions::default() };
+    let peer = identity(PeerId::Client(ClientId(2)));
+    let client = RdmaTransport::new(Arc::new(fabric.clone()), peer, pool(), two).unwrap();
+    fabric.take_away("soft1");
+    assert_eq!(client.outage(), None);
+    for _ in 0..4 {
+        works(&client, &listener.address()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_process_whose_ports_are_all_down_says_so() {
+    let fabric = fabric();
+    let two = RdmaOptions { devices: vec!["soft0".into(), "soft1".into()], ..RdmaOptions::default() };
+    let open = |options| {
+        RdmaTransport::new(Arc::new(fabric.clone()), identity(PeerId::Node(NodeId(1))), pool(), options)
+            .unwrap()
+    };
+    let (strict, lenient) = (open(two.clone()), open(RdmaOptions { fallback: Fallback::Tcp, ..two }));
+    assert_eq!(strict.outage(), None);
+    fabric.set_link("soft0", false);
+    assert_eq!(strict.outage(), None, "the other is up");
+    fabric.set_link("soft1", false);
+    let outage = strict.outage().unwrap();
+    assert!(outage.contains("soft0:1 is DOWN") && outage.contains("soft1:1 is DOWN"), "{outage}");
+    assert_eq!(lenient.outage(), None, "TCP may go another way");
+    fabric.set_link("soft1", true);
+    assert_eq!(strict.outage(), None);
+}
+
+#[tokio::test]
+async fn memory_that_was_registered_is_reached_without_a_copy_and_other_memory_is_not() {
+    let fabric = fabric();
+    let server = server(&fabric);
+    let (_, listener) = listen(&server).await;
+    let client = client(&fabric, RdmaOptions::default());
+    let connection = client.connect(&listener.address(), LONG).await.unwrap();
+    let own = BufPool::for_claims(8 << 20).unwrap();
+    let echo = || {
+        let mut data = own.claim(4096..304_096).unwrap().unwrap();
+        data.iter_mut().enumerate().for_each(|(at, byte)| *byte = at as u8);
+        let into = own.claim(1 << 20..(1 << 20) + 300_000).unwrap().unwrap();
+        let data = vec![Segment { data: data.freeze(), align: 0 }];
+        connection.call(Call { method: ECHO, data, into: vec![into], deadline: LONG, ..Call::default() })
+    };
+    let refused = echo().await.unwrap_err();
+    assert!(refused.to_string().contains("register it first"), "{refused}");
+    let copied = connection.stats().copied;
+    assert_eq!(copied, 300_000, "what is sent goes through a buffer of the pool");
+    client.register(&own).unwrap();
+    client.register(&own).unwrap();
+    for _ in 0..3 {
+        let reply = echo().await.unwrap();
+        let back = &reply.data[0];
+        assert!(own.owns(back) && back.region_offset() == 1 << 20 && back.len() == 300_000);
+        assert!(back.iter().enumerate().all(|(at, byte)| *byte == at as u8));
+    }
+    assert_eq!(connection.stats().copied, copied);
 }

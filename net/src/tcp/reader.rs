@@ -19,7 +19,7 @@ use tracing::debug;
 use super::inbox::{Inbox, Landing};
 use super::session::TcpSession;
 use crate::frame::{self, Broken, Entry, Garbled, Header, Row, flag, kind};
-use crate::requests::{AbortOnDrop, Parked, Request, begin};
+use crate::requests::{AbortOnDrop, Parked, Request};
 
 enum Stage {
     /// Data with these flags goes there.
@@ -99,7 +99,7 @@ impl Reader {
             return self.refused(id, if eager { bulk } else { 0 });
         }
         if places.is_empty() {
-            begin(&self.session.ledger, request, Vec::new()).await;
+            self.session.ledger.begin(request, Vec::new()).await;
             return Ok(());
         }
 
@@ -108,7 +108,7 @@ impl Reader {
         let lens: Vec<usize> = places.iter().map(|&(_, end)| end).collect();
         match context.pool.try_alloc_many(&lens, class) {
             Ok(Some(bufs)) if bulk == 0 => {
-                begin(&self.session.ledger, request, Landing::new(bufs, places).finish_clean()).await;
+                self.session.ledger.begin(request, Landing::new(bufs, places).finish_clean()).await;
             }
             Ok(Some(bufs)) => {
                 if !eager {
@@ -219,7 +219,7 @@ impl Reader {
             && let Some(Arriving { request: Some(request), stage: Stage::Landing(landing, _), .. }) =
                 self.arriving.remove(&id)
         {
-            begin(&self.session.ledger, request, landing.finish_clean()).await;
+            self.session.ledger.begin(request, landing.finish_clean()).await;
         }
         Ok(())
     }

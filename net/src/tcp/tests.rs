@@ -33,7 +33,7 @@ impl Service for Echo {
     }
     fn call(self: Arc<Self>, mut request: Incoming) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            let data = request.pull().await.expect("on TCP it is here");
+            let data = request.take_data();
             if request.method == 9 {
                 std::future::pending::<()>().await;
             }

@@ -40,7 +40,7 @@ impl Service for Nothing {
 
     fn call(self: Arc<Self>, mut request: Incoming) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            let bulk = request.pull().await.expect("it arrived");
+            let bulk = request.take_data();
             let body = request.body.clone();
             if request.method == method::WRITE {
                 drop(bulk);

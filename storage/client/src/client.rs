@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use catena_buf::BufPool;
 use catena_mgmtd_client::RoutingWatch;
-use catena_net::Transport;
+use catena_net::{NetError, Transport};
 use catena_proto::ids::ClientId;
 use catena_rt::time::Instant;
 
@@ -60,6 +60,11 @@ impl StorageClient {
     /// Where chains, targets and nodes are.
     pub fn routing(&self) -> &RoutingWatch {
         &self.shared.routing
+    }
+
+    /// Makes buffers of another pool as good as those of [`StorageClient::pool`]. Blocks while memory is locked.
+    pub fn register(&self, pool: &BufPool) -> Result<(), NetError> {
+        self.shared.nodes.transport().register(pool)
     }
 
     /// The pool that data comes from and goes to.

@@ -304,6 +304,16 @@ impl World {
         self.nodes[&id].running.as_ref().unwrap()
     }
 
+    /// A counter of a node: the line that begins with this.
+    pub fn counted(&self, id: u32, name: &str) -> u64 {
+        let mut registry = prometheus_client::registry::Registry::default();
+        self.running(id).register_metrics(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
     // --- the hand that plays mgmtd ---
 
     /// Shows the routing information to everybody who listens.

@@ -37,6 +37,12 @@ fn invariants_hold_whatever_fails() {
     all_hold(1, 250, run);
 }
 
+/// Beyond those. 6452: a writer dies in the rename that replaces another of its files.
+#[test]
+fn seeds_that_failed_once_hold() {
+    all_hold(6452, 1, run);
+}
+
 #[test]
 fn one_seed_is_one_run() {
     for work in [Work::Chunks, Work::Names, Work::Files] {

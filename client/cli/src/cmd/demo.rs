@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use catena_client::{Catena, LayoutChoice, OpenOptions};
+use catena_client::{Catena, LayoutChoice, OpenOptions, ReplicaReport};
 use catena_proto::routing::RoutingInfo;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
@@ -58,7 +58,7 @@ pub async fn run(args: DemoArgs, out: Output) -> Result<()> {
         let mut directory = Directory::open(&place.path, &wish)?;
         made = Some(directory.cluster().clone());
         directory.lease = Some(LEASE);
-        directory.set_transport(LocalTransport::wished(&args.transport))?;
+        directory.set_transport(LocalTransport::wished(&args.transport)?)?;
         if !out.json {
             eprintln!("catena: a cluster in {}", place.path.display());
         }
@@ -140,10 +140,10 @@ async fn show(args: &DemoArgs, cluster: &mut LocalCluster, out: Output) -> Resul
     };
     let say = |line: String| {
         if !out.json {
-            bar.suspend(|| eprintln!("catena: {line}"));
+            eprintln!("catena: {line}");
         }
     };
-    let breaking = kill_and_restart(args, cluster, seen, say);
+    let breaking = kill_and_restart(args, cluster, seen, |line| bar.suspend(|| say(line)));
     let ((tally, write), mut failure) = tokio::try_join!(writing, breaking)?;
     bar.finish_and_clear();
 
@@ -179,7 +179,11 @@ async fn show(args: &DemoArgs, cluster: &mut LocalCluster, out: Output) -> Resul
     }
 
     let step = progress::step("comparing the replicas' checksums");
-    let (chunks, placement) = replicas(args, &catena, &file).await?;
+    let report = at_full_strength(args, cluster, &catena, &file, |line| {
+        step.suspend(|| say(line));
+    })
+    .await?;
+    let (chunks, placement) = replicas(args, &catena, &report)?;
     step.finish_and_clear();
     let errors = catena.storage().metrics().failures;
     catena.close().await;
@@ -245,13 +249,30 @@ where
     Ok(all)
 }
 
-/// Compares all replicas of all chunks. Returns how many chunks there are, and how many copies each node has.
-async fn replicas(
+/// Compares all replicas of all chunks, and again if one was not there: on a machine that is busy enough a node can lose its lease, and
+/// has everything again a moment later.
+async fn at_full_strength(
     args: &DemoArgs,
+    cluster: &LocalCluster,
     catena: &Catena,
     file: &catena_client::File,
-) -> Result<(u64, Vec<(String, u64)>)> {
-    let report = file.compare_replicas().await?;
+    say: impl Fn(String),
+) -> Result<ReplicaReport> {
+    let mut attempts = 3;
+    loop {
+        let report = file.compare_replicas().await?;
+        attempts -= 1;
+        if report.fewest >= args.replicas as usize || attempts == 0 {
+            return Ok(report);
+        }
+        say(format!("a chain has {} replicas; waiting for all and comparing again", report.fewest));
+        let routing = cluster.full_strength(PATIENCE).await?;
+        catena.routing().at_least(routing.version).await;
+    }
+}
+
+/// What the comparison has to have found. Returns how many chunks there are, and how many copies each node has.
+fn replicas(args: &DemoArgs, catena: &Catena, report: &ReplicaReport) -> Result<(u64, Vec<(String, u64)>)> {
     let corrupt = |message: String| Err(Failure::new(Exit::Corrupt, message));
     if let Some(index) = report.differing.first() {
         return corrupt(format!(

@@ -29,7 +29,7 @@ pub async fn run(args: DevArgs, out: Output) -> Result<()> {
     };
     let mut directory = Directory::open(&args.dir, &wish)?;
     directory.lease = args.lease;
-    directory.set_transport(LocalTransport::wished(&args.transport))?;
+    directory.set_transport(LocalTransport::wished(&args.transport)?)?;
     let mut cluster = LocalCluster::start(directory, &args.log_level, stop.wait()).await?;
     announce(&cluster, out);
     loop {

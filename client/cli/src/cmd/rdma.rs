@@ -23,9 +23,9 @@ pub async fn run(command: RdmaCommand, out: Output) -> Result<()> {
     list::print(&devices, out);
     let mut stop = Stop::new()?;
     match (&args.serve, &args.peer) {
-        (Some(address), _) => serve(&*provider, &args, address, &mut stop).await,
+        (Some(address), _) => serve(provider, &args, address, &mut stop).await,
         (None, Some(address)) => {
-            let transport = open(&*provider, &args, args.device.clone(), false)?;
+            let transport = open(provider, &args, args.device.clone(), false)?;
             let figures = tokio::select! {
                 figures = probe::measure(transport, address, &args) => figures?,
                 () = stop.wait() => return Err(Failure::interrupted()),
@@ -37,13 +37,13 @@ pub async fn run(command: RdmaCommand, out: Output) -> Result<()> {
             }
             Ok(())
         }
-        (None, None) => loops(&*provider, &devices, &args, out, &mut stop).await,
+        (None, None) => loops(&provider, &devices, &args, out, &mut stop).await,
     }
 }
 
 /// Every chosen port with itself.
 async fn loops(
-    provider: &dyn Provider,
+    provider: &Arc<dyn Provider>,
     devices: &[DeviceInfo],
     args: &CheckArgs,
     out: Output,
@@ -62,8 +62,8 @@ async fn loops(
     let mut failed = Vec::new();
     for port in ports {
         let looped = async {
-            let server = open(provider, args, vec![port.clone()], true)?;
-            let client = open(provider, args, vec![port.clone()], false)?;
+            let server = open(provider.clone(), args, vec![port.clone()], true)?;
+            let client = open(provider.clone(), args, vec![port.clone()], false)?;
             let listener = probe::listen(&*server, "127.0.0.1:0").await?;
             probe::measure(client, &listener.address(), args).await
         };
@@ -93,7 +93,7 @@ async fn loops(
 }
 
 /// Answers until told to stop.
-async fn serve(provider: &dyn Provider, args: &CheckArgs, address: &str, stop: &mut Stop) -> Result<()> {
+async fn serve(provider: Arc<dyn Provider>, args: &CheckArgs, address: &str, stop: &mut Stop) -> Result<()> {
     let transport = open(provider, args, args.device.clone(), true)?;
     let listener = probe::listen(&*transport, address).await?;
     let at = listener.address();
@@ -114,7 +114,7 @@ async fn serve(provider: &dyn Provider, args: &CheckArgs, address: &str, stop: &
 }
 
 fn open(
-    provider: &dyn Provider,
+    provider: Arc<dyn Provider>,
     args: &CheckArgs,
     devices: Vec<String>,
     server: bool,

@@ -3,6 +3,7 @@
 use catena_net::{TransportConfig, TransportKind};
 
 use crate::args::local::TransportArgs;
+use crate::exit::{Failure, Result};
 
 /// A local cluster's transport. Its storage nodes share out the devices that were named; clients use the one behind theirs, if there are
 /// as many, so that each process of a test cluster has a device of its own.
@@ -13,10 +14,13 @@ pub struct LocalTransport {
 
 impl LocalTransport {
     /// As the command line says.
-    pub fn wished(args: &TransportArgs) -> LocalTransport {
+    pub fn wished(args: &TransportArgs) -> Result<LocalTransport> {
         let kind = args.transport.map_or(TransportKind::Tcp, Into::into);
         let devices = args.rdma_device.clone();
-        LocalTransport { all: TransportConfig { kind, devices, ..TransportConfig::default() } }
+        if kind == TransportKind::Tcp && !devices.is_empty() {
+            return Err(Failure::usage("--rdma-device goes with --transport rdma"));
+        }
+        Ok(LocalTransport { all: TransportConfig { kind, devices, ..TransportConfig::default() } })
     }
 
     /// Storage node `node`'s, which count from 1.

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use super::events::Watcher;
+use super::events::{Loss, Watcher};
 use super::library::{Functions, clear_errno, errno};
 use super::memory::Memory;
 use super::post::Posting;
@@ -133,6 +133,7 @@ pub struct Domain {
     /// Which of the device's completion vectors (interrupts) is next: endpoints are spread over them.
     pub vector: AtomicUsize,
     pub watcher: Watcher,
+    pub loss: Loss,
     pub context: Context,
 }
 
@@ -155,7 +156,31 @@ impl Domain {
         // SAFETY: the context is open.
         let raw = unsafe { (context.functions.ibv_alloc_pd)(context.raw.as_ptr()) };
         let raw = NonNull::new(raw).ok_or_else(|| context.failed("ibv_alloc_pd", errno()))?;
-        Ok(Domain { raw, limits, vector: AtomicUsize::new(0), watcher: Watcher::default(), context })
+        Ok(Domain {
+            raw,
+            limits,
+            vector: AtomicUsize::new(0),
+            watcher: Watcher::default(),
+            loss: Loss::default(),
+            context,
+        })
+    }
+}
+
+impl Domain {
+    /// An error if the device is lost.
+    pub fn alive(&self) -> Result<(), VerbsError> {
+        match self.loss.happened() {
+            true => Err(VerbsError::Lost { device: self.context.name.clone() }),
+            false => Ok(()),
+        }
+    }
+
+    /// The device has failed for good. Who waits for completions learns of it.
+    pub fn lose(&self, why: &str) {
+        if self.loss.declare() {
+            tracing::error!("RDMA device {} is lost: {why}", self.context.name);
+        }
     }
 }
 
@@ -178,7 +203,18 @@ pub struct RcDevice {
 
 impl Device for RcDevice {
     fn info(&self) -> Result<DeviceInfo, VerbsError> {
-        describe::device(&self.domain.context)
+        self.domain.alive()?;
+        describe::device(&self.domain.context).inspect_err(|error| {
+            // Its number may be another device's by now, or nobody's.
+            let VerbsError::Verb { source, .. } = error else { return };
+            if matches!(source.raw_os_error(), Some(libc::EIO | libc::ENODEV)) {
+                self.domain.lose(&format!("it does not say how it is: {error}"));
+            }
+        })
+    }
+
+    fn lost(&self) -> bool {
+        self.domain.loss.happened()
     }
 
     unsafe fn register(&self, address: usize, length: usize) -> Result<Box<dyn Registration>, VerbsError> {

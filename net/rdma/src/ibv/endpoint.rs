@@ -440,12 +440,6 @@ impl Endpoint for RcEndpoint {
         self.modify("ibv_modify_qp to RTS", &mut attr, mask)
     }
 
-    fn fail(&self) {
-        if let Err(error) = self.enter("ibv_modify_qp to ERR", IBV_QPS_ERR) {
-            tracing::warn!("queue pair {}: {error}", self.number);
-        }
-    }
-
     unsafe fn post_receives(&self, receives: &[Receive]) -> Result<(), VerbsError> {
         // SAFETY: by the caller.
         let status = unsafe { post::post_receives(self.pair, receives) };
@@ -466,6 +460,7 @@ impl Endpoint for RcEndpoint {
     }
 
     fn poll(&self, completions: &mut Vec<Completion>, at_most: usize) -> Result<(), VerbsError> {
+        self.domain().alive()?;
         self.completions.poll(completions, at_most)
     }
 
@@ -474,16 +469,25 @@ impl Endpoint for RcEndpoint {
     }
 
     fn poll_event(&self, context: &mut Context<'_>) -> Poll<Result<(), VerbsError>> {
-        self.completions.poll_event(context)
+        let polled = self.completions.poll_event(context);
+        if polled.is_pending() && self.domain().loss.watch(self.number, context.waker()) {
+            return Poll::Ready(self.domain().alive());
+        }
+        polled
     }
 }
 
 impl Drop for RcEndpoint {
     fn drop(&mut self) {
+        self.domain().loss.forget(self.number);
         let context = &self.domain().context;
         // SAFETY: nobody else has it.
         let status = unsafe { (context.functions.ibv_destroy_qp)(self.pair.as_ptr()) };
         let Err(error) = context.check("ibv_destroy_qp", status) else { return };
+        if self.domain().loss.happened() {
+            // The kernel destroys what a device has before verbs on it begin to fail.
+            return tracing::debug!("queue pair {} went with its device: {error}", self.number);
+        }
         // The promise is that no device works on its behalf any more. State RESET has that too, and the rest ends with the context.
         match self.enter("ibv_modify_qp to RESET", IBV_QPS_RESET) {
             Ok(()) => tracing::warn!("queue pair {} is reset and left over: {error}", self.number),

@@ -1,10 +1,13 @@
 //! What a device tells of itself: ports that go down, queue pairs that fail, its own end. It is logged; who has work under way learns of
-//! it by that work's completions.
+//! it by that work's completions, except of the device's end: some drivers make no completions then.
 
+use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::Waker;
 
 use parking_lot::Mutex;
 use tokio::io::Interest;
@@ -12,7 +15,45 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
 use super::device::{Context, Domain};
+use super::library::{clear_errno, errno};
 use super::sys::*;
+
+/// Whether a device has failed for good, and who waits for its completions, by the numbers of the queue pairs.
+#[derive(Default)]
+pub struct Loss {
+    happened: AtomicBool,
+    waiting: Mutex<BTreeMap<u32, Waker>>,
+}
+
+impl Loss {
+    pub fn happened(&self) -> bool {
+        self.happened.load(Ordering::Acquire)
+    }
+
+    /// It has, and who waits is woken. False if that was known.
+    pub fn declare(&self) -> bool {
+        let news = !self.happened.swap(true, Ordering::AcqRel);
+        std::mem::take(&mut *self.waiting.lock()).into_values().for_each(Waker::wake);
+        news
+    }
+
+    /// Has this one woken when it happens. True if it has.
+    pub fn watch(&self, number: u32, waker: &Waker) -> bool {
+        let mut waiting = self.waiting.lock();
+        if !self.happened() {
+            waiting
+                .entry(number)
+                .and_modify(|known| known.clone_from(waker))
+                .or_insert_with(|| waker.clone());
+            return false;
+        }
+        true
+    }
+
+    pub fn forget(&self, number: u32) {
+        self.waiting.lock().remove(&number);
+    }
+}
 
 /// The task that reads a device's events. It ends with the device.
 #[derive(Default)]
@@ -68,18 +109,28 @@ async fn watch(events: AsyncFd<OwnedFd>, domain: Weak<Domain>) {
         let Ok(mut ready) = events.readable().await else { return };
         // Not held while waiting: the device closes when its last user lets go of it.
         let Some(domain) = domain.upgrade() else { return };
-        while read(&domain.context) {}
+        let end = loop {
+            if let Err(end) = read(&domain) {
+                break end;
+            }
+        };
+        if end.kind() != io::ErrorKind::WouldBlock {
+            // The kernel has cut the file off: the device was removed, or is being reset.
+            return domain.lose(&format!("no more events of it: {end}"));
+        }
         ready.clear_ready();
     }
 }
 
 /// Reads an event, logs it and acknowledges it, before anything else can be waited for: who destroys the queue pair that it is about
 /// waits for the acknowledgement.
-fn read(context: &Context) -> bool {
+fn read(domain: &Domain) -> io::Result<()> {
+    let context = &domain.context;
     let mut event = ibv_async_event::zeroed();
+    clear_errno();
     // SAFETY: the context is open, the record is the header's.
     if unsafe { (context.functions.ibv_get_async_event)(context.raw.as_ptr(), &mut event) } != 0 {
-        return false;
+        return Err(errno());
     }
     // SAFETY: static text for any number.
     let name = unsafe { (context.functions.ibv_event_type_str)(event.event_type) };
@@ -107,7 +158,10 @@ fn read(context: &Context) -> bool {
     }
     // SAFETY: once per event.
     unsafe { (context.functions.ibv_ack_async_event)(&mut event) };
-    true
+    if code == IBV_EVENT_DEVICE_FATAL {
+        domain.lose("it says so itself");
+    }
+    Ok(())
 }
 
 /// What an event is about.
@@ -158,6 +212,26 @@ fn weight(event: u32) -> tracing::Level {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waits_for_a_device_that_is_lost_is_woken_once() {
+        struct Count(std::sync::atomic::AtomicU32);
+        impl std::task::Wake for Count {
+            fn wake(self: Arc<Count>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let count = Arc::new(Count(0.into()));
+        let waker = Waker::from(count.clone());
+        let loss = Loss::default();
+        for number in [1, 2, 2, 3] {
+            assert!(!loss.watch(number, &waker));
+        }
+        loss.forget(3);
+        assert!(loss.declare() && !loss.declare() && loss.happened());
+        assert_eq!(count.0.load(Ordering::Relaxed), 2);
+        assert!(loss.watch(4, &waker), "too late to wait for it");
+    }
 
     #[test]
     fn failures_are_warnings_and_say_what_failed() {

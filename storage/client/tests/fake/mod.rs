@@ -194,7 +194,7 @@ impl Service for Node {
 
     fn call(self: Arc<Self>, mut request: Incoming) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            let data = request.pull().await.unwrap();
+            let data = request.take_data();
             let trick = self.note(&request, &data);
             // Requests of one channel that overlap in time are noticed here.
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -172,6 +172,9 @@ impl Writer {
             }
             1 if known.is_some() => {
                 let to = format!("/w{}.{}", self.number, self.rng.random_range(0..2));
+                // Should it fail, or this writer die over it, nobody knows what is there: it may have been replaced all the same.
+                self.expected.lock().remove(&to);
+                self.orphans.lock().remove(&to);
                 catena.rename(path, &*to, RenameMode::Replace).await?;
                 self.expected.lock().insert(to, bytes);
                 return Ok(());

@@ -53,7 +53,7 @@ impl Service for Store {
 
 /// A transport for checks.
 pub fn transport(
-    provider: &dyn Provider,
+    provider: Arc<dyn Provider>,
     config: &TransportConfig,
     server: bool,
 ) -> Result<Arc<dyn Transport>> {

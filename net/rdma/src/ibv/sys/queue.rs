@@ -168,5 +168,4 @@ constants! {
     IBV_QPS_INIT: u32 = 1;
     IBV_QPS_RTR: u32 = 2;
     IBV_QPS_RTS: u32 = 3;
-    IBV_QPS_ERR: u32 = 6;
 }
