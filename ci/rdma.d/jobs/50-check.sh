@@ -1,4 +1,4 @@
-# What an operator sees: devices, a limit that is too low, a device that is misspelt, a peer without RDMA, and falling back.
+# What an operator sees: devices, a device that is misspelt, a limit that is too low, a port that is down.
 # Limit: 60 s.
 set -u
 source "$GUEST"
