@@ -269,7 +269,9 @@ async fn beat(shared: Arc<Shared>, mut term: Duration, patience: Duration) {
                         failing = false;
                     }
                     term = Duration::from_millis(reply.lease_ms.max(4));
-                    shared.lease.renew(sent, term, reply.renewed.into_iter().map(TargetId));
+                    if reply.service_renewed {
+                        shared.lease.renew(sent, term, reply.renewed.into_iter().map(TargetId));
+                    }
                 }
                 Err(failure) if failure.status == Status::NotFound => {
                     warn!(node = shared.node.id, %failure, "mgmtd does not know this service; registering again");

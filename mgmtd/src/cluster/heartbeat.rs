@@ -121,8 +121,8 @@ impl Cluster {
     /// Renews the lease of a service whose heartbeat was taken in, and of those of its targets whose membership is unbroken (R24).
     pub fn renew(&mut self, now: Monotonic, request: &HeartbeatRequest) -> HeartbeatReply {
         let lease_ms = self.term.as_millis() as u64;
-        let mut reply =
-            HeartbeatReply { routing_version: self.info.version.0, renewed: Vec::new(), lease_ms };
+        let routing_version = self.info.version.0;
+        let mut reply = HeartbeatReply { routing_version, lease_ms, ..HeartbeatReply::default() };
         let id = NodeId(request.node);
         let up = self
             .info
@@ -136,6 +136,7 @@ impl Cluster {
         let term = self.term;
         if let Some(presence) = self.presence.get_mut(&id) {
             presence.until = presence.until.max(now + term);
+            reply.service_renewed = true;
         }
         let unbroken = |report: &&pb::TargetReport| {
             let target = self.info.targets.get(&TargetId(report.target));

@@ -57,6 +57,8 @@ pub struct Fake {
     pub routing: watch::Sender<RoutingInfo>,
     pub heartbeats: Mutex<Vec<(Instant, HeartbeatRequest)>>,
     pub registrations: Mutex<Vec<pb::Node>>,
+    /// It takes heartbeats for overtaken ones, which renew nothing.
+    pub renews_nothing: Mutex<bool>,
     pub sessions: Mutex<Vec<ClientSessionRequest>>,
     pub renewed: Mutex<Vec<u64>>,
     pub calls: Mutex<u64>,
@@ -70,6 +72,7 @@ impl Fake {
             routing: watch::Sender::new(RoutingInfo::default()),
             heartbeats: Mutex::default(),
             registrations: Mutex::default(),
+            renews_nothing: Mutex::default(),
             sessions: Mutex::default(),
             renewed: Mutex::default(),
             calls: Mutex::new(0),
@@ -146,7 +149,9 @@ impl MgmtdApi for Fake {
         self.heartbeats.lock().push((Instant::now(), request));
         self.enter().await?;
         let renewed = self.renewed.lock().clone();
-        Ok(HeartbeatReply { routing_version: 5, renewed, lease_ms: LEASE.as_millis() as u64 })
+        let lease_ms = LEASE.as_millis() as u64;
+        let service_renewed = !*self.renews_nothing.lock();
+        Ok(HeartbeatReply { routing_version: 5, renewed, lease_ms, service_renewed })
     }
     async fn get_routing(&self, request: GetRoutingRequest) -> Result<GetRoutingReply, Failure> {
         self.enter().await?;

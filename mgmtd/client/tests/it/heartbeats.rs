@@ -86,6 +86,17 @@ async fn answers_that_come_late_keep_the_lease() {
     assert!(sent.windows(2).all(|pair| pair[1] - pair[0] == LEASE / 4), "none was repeated, none waited");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_renewed_nothing_leaves_the_lease_as_it_is() {
+    let (fake, clock) = (Fake::new(), TokioClock::shared());
+    let beats = start(&fake, &clock).await.unwrap();
+    settle().await;
+    let sent = fake.heartbeats.lock()[0].0;
+    *fake.renews_nothing.lock() = true;
+    sleep(LEASE / 2 - sent.elapsed()).await;
+    assert!(fake.heartbeats.lock().len() > 1 && !beats.lease().valid(clock.monotonic()));
+}
+
 /// mgmtd hears the service, nobody else does: it must lose its place.
 #[tokio::test(start_paused = true)]
 async fn a_service_that_others_cannot_reach_sends_no_heartbeats() {

@@ -75,8 +75,11 @@ fn an_overtaken_heartbeat_renews_nothing_and_changes_nothing() {
     late.targets[0].local = LocalState::Offline.into();
     assert_eq!(world.beat(a).len(), 1);
     let version = world.version();
-    assert!(world.send(&late).unwrap().renewed.is_empty());
+    let reply = world.send(&late).unwrap();
+    assert!(reply.renewed.is_empty() && !reply.service_renewed);
     assert_eq!(world.version(), version);
+    let newest = world.report(a);
+    assert!(world.send(&newest).unwrap().service_renewed);
 }
 
 #[test]
