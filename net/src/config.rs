@@ -45,6 +45,9 @@ pub struct TransportConfig {
     /// Entry of the ports' GID tables. Without, the one of the address that is listened on or connected from; else RoCE v2, IPv4 first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid_index: Option<u8>,
+    /// Entry of InfiniBand ports' partition tables. Without, the first of which the port is a full member.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pkey_index: Option<u16>,
     /// Largest payload of a packet: 256 to 4096 bytes. Without, the ports'; always the smaller of both ends'.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
@@ -156,6 +159,7 @@ impl TransportConfig {
         crate::rdma::RdmaOptions {
             devices: self.devices.clone(),
             gid_index: self.gid_index,
+            pkey_index: self.pkey_index,
             mtu: self.mtu,
             busy_poll: Duration::from_micros(self.busy_poll_us.into()),
             timeout: self.ack_timeout.unwrap_or(standard.timeout),

@@ -62,6 +62,14 @@ pub enum VerbsError {
         /// Which.
         device: String,
     },
+    /// A queue pair, or its completion queue, has failed in a way that leaves its work without completions.
+    #[error("{device} has given up queue pair {number}; it is made anew with the next connection")]
+    PairFailed {
+        /// On which device.
+        device: String,
+        /// Its number.
+        number: u32,
+    },
     /// The memory for messages cannot be had.
     #[error(transparent)]
     Pool(#[from] catena_buf::PoolError),

@@ -100,6 +100,8 @@ pub struct PortInfo {
     pub bits_per_second: u64,
     /// Its non-empty GIDs.
     pub gids: Vec<GidEntry>,
+    /// InfiniBand: the entry of its partition table to use if none is asked for.
+    pub pkey_index: u16,
 }
 
 /// What a device can do, as far as it matters here.
@@ -311,8 +313,8 @@ pub trait Endpoint: Send + Sync {
     fn number(&self) -> u32;
     /// Bytes that fit into a work request.
     fn inline(&self) -> usize;
-    /// RESET to INIT.
-    fn init(&self, port: u8, access: Access) -> Result<(), VerbsError>;
+    /// RESET to INIT. `pkey`: an entry of the port's partition table, 0 on Ethernet.
+    fn init(&self, port: u8, pkey: u16, access: Access) -> Result<(), VerbsError>;
     /// INIT to RTR.
     fn ready_to_receive(&self, path: &Path, peer: &PeerAddress) -> Result<(), VerbsError>;
     /// RTR to RTS, `psn` being this end's first.

@@ -15,7 +15,7 @@
 //! ```
 //! ```compile_fail
 //! # use catena_verbs::{queue_pair::*, Access};
-//! fn used_twice(pair: QueuePair<Reset>) { pair.init(1, Access::None); pair.init(1, Access::None); }
+//! fn used_twice(pair: QueuePair<Reset>) { pair.init(1, 0, Access::None); pair.init(1, 0, Access::None); }
 //! ```
 //! ```compile_fail
 //! # use catena_verbs::{queue_pair::*, Remote};
@@ -217,9 +217,9 @@ impl QueuePair<Reset> {
         })
     }
 
-    /// Binds it to a port, says what the peer may do, and posts the receives.
-    pub fn init(self, port: u8, access: Access) -> Result<QueuePair<Init>, VerbsError> {
-        self.endpoint.init(port, access)?;
+    /// Binds it to a port and a partition (an entry of the port's table, 0 on Ethernet), says what the peer may do, and posts the receives.
+    pub fn init(self, port: u8, pkey: u16, access: Access) -> Result<QueuePair<Init>, VerbsError> {
+        self.endpoint.init(port, pkey, access)?;
         let all: Vec<Receive> = (0..self.slots.receives).map(|slot| self.receive(slot)).collect();
         // SAFETY: slots of registered memory that this queue pair owns and that nobody reads before their completions.
         unsafe { self.endpoint.post_receives(&all) }?;
@@ -432,6 +432,9 @@ impl Batch<'_> {
     }
 
     /// Posts it. How many requests it was.
+    ///
+    /// # Errors
+    /// Some of it may have been posted, and nobody knows how much: the queue pair is good for nothing any more but its end.
     pub fn post(self) -> Result<usize, VerbsError> {
         let (sent, wakes) = (self.sent, self.wakes);
         let pair = &mut *self.pair;
@@ -451,10 +454,9 @@ impl Batch<'_> {
         // SAFETY: every address was looked up as registered memory. Buffers and slots are in `flight`, which is freed only by completions
         // or after the endpoint; nobody writes into a shared `Buf`, and nobody but the device reaches those of a `Reading`.
         let result = unsafe { pair.endpoint.post(&works) };
+        // Also after an error: a beginning of it may be under way, so all of it is kept until the queue pair is gone.
         pair.works = works;
-        if result.is_ok() {
-            pair.works.clear();
-        }
+        pair.works.clear();
         result.map(|()| count)
     }
 }

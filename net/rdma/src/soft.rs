@@ -10,8 +10,9 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{CompletionError, VerbsError};
 use crate::provider::{
@@ -80,6 +81,14 @@ struct World {
     absent: BTreeSet<usize>,
     /// How often each was lost.
     losses: BTreeMap<usize, u32>,
+    /// Devices of a kind that is of no use.
+    foreign: BTreeSet<usize>,
+    /// Devices that do not say how they are.
+    silent: BTreeSet<usize>,
+    /// The next batch is refused in its middle.
+    batch_fails: bool,
+    /// Events are late.
+    late: bool,
     works: u64,
     bytes: u64,
 }
@@ -104,6 +113,7 @@ impl Fabric {
                 mtu: 4096,
                 bits_per_second: 100_000_000_000,
                 gids: vec![GidEntry { index: 1, gid: Gid::of(address), kind: GidKind::RoceV2 }],
+                pkey_index: 0,
             }],
         };
         let world = World { devices: devices.iter().map(info).collect(), ..World::default() };
@@ -166,6 +176,37 @@ impl Fabric {
         if let Some(at) = world.devices.iter().position(|info| info.name == device) {
             world.absent.remove(&at);
         }
+    }
+
+    /// A device is of a kind that cannot be opened: it is there and says that its port is up.
+    pub fn make_foreign(&self, device: &str) {
+        let mut world = self.0.lock();
+        if let Some(at) = world.devices.iter().position(|info| info.name == device) {
+            world.foreign.insert(at);
+        }
+    }
+
+    /// A device does not say how it is, as long as this lasts: who asks waits.
+    pub fn set_silent(&self, device: &str, silent: bool) {
+        let mut world = self.0.lock();
+        let Some(at) = world.devices.iter().position(|info| info.name == device) else { return };
+        if silent {
+            world.silent.insert(at)
+        } else {
+            world.silent.remove(&at)
+        };
+    }
+
+    /// Of the next batch of more than one request the first is posted, and the rest is refused.
+    pub fn fail_a_batch(&self) {
+        self.0.lock().batch_fails = true;
+    }
+
+    /// From now on events come late: not before `false`. Completions do not.
+    pub fn delay_events(&self, late: bool) {
+        let mut world = self.0.lock();
+        world.late = late;
+        world.wake();
     }
 
     /// Requests carried out, and bytes that they moved.
@@ -296,6 +337,9 @@ impl World {
     }
 
     fn wake(&mut self) {
+        if self.late {
+            return;
+        }
         for pair in self.pairs.values_mut().filter(|pair| pair.event) {
             if let Some(waker) = pair.waker.take() {
                 waker.wake();
@@ -330,6 +374,10 @@ impl Provider for Fabric {
     fn open(&self, name: &str) -> Result<Arc<dyn Device>, VerbsError> {
         let world = self.0.lock();
         match world.devices.iter().position(|info| info.name == name) {
+            Some(index) if world.foreign.contains(&index) => {
+                let what = "queue pairs as there are on the others".into();
+                Err(VerbsError::Limit { device: name.into(), what })
+            }
             Some(index) if !world.absent.contains(&index) => {
                 let losses = world.losses.get(&index).copied().unwrap_or_default();
                 Ok(Arc::new(SoftDevice { fabric: self.clone(), index, losses }))
@@ -377,7 +425,10 @@ impl Drop for SoftRegistration {
 
 impl Device for SoftDevice {
     fn info(&self) -> Result<DeviceInfo, VerbsError> {
-        let world = self.fabric.0.lock();
+        let mut world = self.fabric.0.lock();
+        while world.silent.contains(&self.index) {
+            MutexGuard::unlocked(&mut world, || std::thread::sleep(Duration::from_millis(5)));
+        }
         self.alive(&world)?;
         Ok(world.devices[self.index].clone())
     }
@@ -462,7 +513,7 @@ impl Endpoint for SoftEndpoint {
         self.inline.min(INLINE)
     }
 
-    fn init(&self, _port: u8, access: Access) -> Result<(), VerbsError> {
+    fn init(&self, _port: u8, _pkey: u16, access: Access) -> Result<(), VerbsError> {
         self.step("ibv_modify_qp to INIT", State::Reset, State::Init)?;
         self.with(|pair| pair.access = access);
         Ok(())
@@ -501,6 +552,7 @@ impl Endpoint for SoftEndpoint {
 
     unsafe fn post(&self, works: &[Work]) -> Result<(), VerbsError> {
         let mut world = self.fabric.0.lock();
+        let refused_from = if works.len() > 1 && world.batch_fails { 1 } else { works.len() };
         let pair = world.pairs.get_mut(&self.number).expect("it is removed when this is dropped");
         if !matches!(pair.state, State::ReadyToSend | State::Error) {
             return Err(refused("ibv_wr_complete", io::ErrorKind::InvalidInput));
@@ -511,10 +563,14 @@ impl Endpoint for SoftEndpoint {
         if works.iter().any(|work| work.inline && work.local.len as usize > self.inline()) {
             return Err(refused("ibv_wr_complete", io::ErrorKind::InvalidInput));
         }
-        pair.taken += works.len();
-        pair.sends.extend(works);
+        pair.taken += refused_from;
+        pair.sends.extend(&works[..refused_from]);
         world.run(self.number);
         world.wake();
+        if refused_from < works.len() {
+            world.batch_fails = false;
+            return Err(refused("ibv_wr_complete", io::ErrorKind::OutOfMemory));
+        }
         Ok(())
     }
 
@@ -536,8 +592,9 @@ impl Endpoint for SoftEndpoint {
     }
 
     fn poll_event(&self, context: &mut Context<'_>) -> Poll<Result<(), VerbsError>> {
+        let late = self.fabric.0.lock().late;
         self.with(|pair| {
-            if std::mem::take(&mut pair.event) {
+            if !late && std::mem::take(&mut pair.event) {
                 return Poll::Ready(pair.alive());
             }
             pair.waker = Some(context.waker().clone());

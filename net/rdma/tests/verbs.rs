@@ -55,8 +55,10 @@ fn half(host: &Host, access: Access) -> (QueuePair<Init>, PeerAddress, Path) {
     let info = host.nic.info().unwrap();
     let port = &info.ports[0];
     let gid = port.gids.iter().find(|gid| gid.gid.ip().is_ipv4()).unwrap();
-    let pair =
-        QueuePair::new(host.nic.clone(), &host.messages, SIZES).unwrap().init(port.number, access).unwrap();
+    let pair = QueuePair::new(host.nic.clone(), &host.messages, SIZES)
+        .unwrap()
+        .init(port.number, port.pkey_index, access)
+        .unwrap();
     let address = PeerAddress { number: pair.number(), psn: 77, lid: port.lid, gid: gid.gid, reads: 8 };
     let path = Path {
         port: port.number,

@@ -90,6 +90,8 @@ struct State {
     reads_under_way: usize,
     /// From now on every batch ends with a completion, so that it is known when the last one is done.
     draining: bool,
+    /// A post failed, and what it posted is unknown: what would come behind it could say what is not so.
+    broken: bool,
 }
 
 /// Sizes that both ends agreed on, or that are this end's.
@@ -142,6 +144,7 @@ impl Link {
             reading: 0,
             reads_under_way: 0,
             draining: false,
+            broken: false,
         };
         let (ended, failure) = (Notify::new(), Mutex::default());
         Link { state: Mutex::new(Some(state)), nic, terms, ended, failure, path }
@@ -220,8 +223,9 @@ impl Link {
     /// Posts what can go out now.
     pub fn flush(&self, counters: &Counters) {
         let mut state = self.state.lock();
-        let Some(state) = &mut *state else { return };
+        let Some(state) = state.as_mut().filter(|state| !state.broken) else { return };
         if let Err(error) = state.pump(&self.nic, self.terms, counters) {
+            state.broken = true;
             self.failure.lock().get_or_insert(error.to_string());
             self.ended.notify_one();
         }
@@ -245,7 +249,7 @@ impl Link {
     /// Takes in what has come. Says how many completions there were.
     pub(super) fn harvest(&self, harvest: &mut Harvest, counters: &Counters) -> Result<usize, Broken> {
         let mut state = self.state.lock();
-        let Some(state) = &mut *state else { return Err(self.closed()) };
+        let Some(state) = state.as_mut().filter(|state| !state.broken) else { return Err(self.closed()) };
         let State { pair, credits, owed, writing, reading, reads_under_way, .. } = state;
         let mut garbled = false;
         let taken = pair.poll(HARVEST, |event| match event {

@@ -55,6 +55,8 @@ pub struct RdmaOptions {
     pub devices: Vec<String>,
     /// Entry of the GID table, on every port. Chosen by address without.
     pub gid_index: Option<u8>,
+    /// Entry of the partition table (InfiniBand), on every port. Without: the first of which the port is a full member.
+    pub pkey_index: Option<u16>,
     /// Largest payload of a packet, bytes. The port's without; always the smaller of both ends'.
     pub mtu: Option<u16>,
     /// How long to look for completions before waiting for an event. Zero: not at all. Costs a processor while there is work.
@@ -80,6 +82,7 @@ impl Default for RdmaOptions {
             handshake: Duration::from_secs(5),
             devices: Vec::new(),
             gid_index: None,
+            pkey_index: None,
             mtu: None,
             busy_poll: Duration::ZERO,
             // Half a second: a window of data takes its time where several connections share a slow link, and what is sent again for no

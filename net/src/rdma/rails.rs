@@ -11,6 +11,7 @@ use catena_verbs::{
     VerbsError,
 };
 use rand::Rng;
+use tracing::warn;
 
 use super::RdmaOptions;
 use super::adapter::Adapter;
@@ -34,6 +35,8 @@ const RNR_RETRIES: u8 = 6;
 struct Rail {
     adapter: Arc<Adapter>,
     port: u8,
+    /// Among those that were named.
+    place: usize,
 }
 
 /// A port as it is now.
@@ -136,6 +139,7 @@ impl Rails {
             };
             wanted = devices.iter().flat_map(active).collect();
         }
+        let chosen = !options.devices.is_empty();
         if wanted.is_empty() {
             let names: Vec<&str> = devices.iter().map(|info| &*info.name).collect();
             return Err(VerbsError::NoDevice(match names.is_empty() {
@@ -143,21 +147,34 @@ impl Rails {
                 false => format!("no port of {} is active", names.join(", ")),
             }));
         }
-        let mut adapters: Vec<Arc<Adapter>> = Vec::new();
-        let mut rails = Vec::new();
-        for (device, port) in wanted {
-            let known = adapters.iter().find(|adapter| adapter.name() == device).cloned();
-            let adapter = match known {
-                Some(adapter) => adapter,
-                None => {
-                    let pools = [pool.clone(), messages.clone()];
-                    let adapter = Adapter::open(provider.clone(), &device, pools)?;
-                    adapters.push(adapter.clone());
-                    adapter
+        let mut rails: Vec<Rail> = Vec::new();
+        let mut refused = None;
+        for info in devices {
+            let name = info.name.clone();
+            let mut ports = wanted.iter().enumerate().filter(|(_, (device, _))| *device == name).peekable();
+            if ports.peek().is_none() {
+                continue;
+            }
+            match Adapter::open(provider.clone(), info, [pool.clone(), messages.clone()]) {
+                Ok(adapter) => rails.extend(ports.map(|(place, &(_, port))| Rail {
+                    adapter: adapter.clone(),
+                    port,
+                    place,
+                })),
+                // Too little memory is not the device's fault, and what was asked for has to be had.
+                Err(error @ (VerbsError::MemoryLock { .. } | VerbsError::Pool(_))) => return Err(error),
+                Err(error) if chosen => return Err(error),
+                Err(error) => {
+                    warn!("RDMA device {name} is left out: {error}");
+                    refused.get_or_insert(error);
                 }
-            };
-            rails.push(Rail { adapter, port });
+            }
         }
+        if let Some(error) = refused.filter(|_| rails.is_empty()) {
+            return Err(error);
+        }
+        // As they were named.
+        rails.sort_by_key(|rail| rail.place);
         Ok(Rails { rails, messages, options: options.clone(), next: AtomicUsize::new(0) })
     }
 
@@ -173,27 +190,41 @@ impl Rails {
         self.rails.iter().try_for_each(|rail| rail.adapter.admit(pool))
     }
 
-    /// What is wrong with the ports, if none can be used. A port whose device does not say how it is cannot.
+    /// What is wrong with the ports, if none can be used. A port whose device does not say how it is cannot. Does not wait: it is as when
+    /// this was last asked, or a connection was made.
     pub fn outage(&self) -> Option<String> {
-        match self.choose(None, None, None) {
-            Err(VerbsError::NoDevice(down)) => Some(down),
-            _ => None,
-        }
+        let seen = self.rails.iter().map(|rail| rail.adapter.last_seen());
+        let (routes, down) = self.routes(None, None, seen);
+        routes.is_empty().then(|| down.join(", "))
     }
 
-    /// A port for a connection whose stream has this address here: the port that has the address too; else the peer's `hint`; else each
-    /// in turn. Only ports that are up, if any is.
-    pub(super) fn choose(
+    /// Asks all devices how they are, and waits for them.
+    #[cfg(test)]
+    pub async fn ask(self: &Arc<Self>) {
+        let rails = self.clone();
+        wait_for(move || Ok(rails.look().count())).await.expect("a thread");
+    }
+
+    /// How the devices are now.
+    fn look(&self) -> impl Iterator<Item = Result<DeviceInfo, String>> + '_ {
+        // All at once, so that none waits for another.
+        let looks: Vec<u64> = self.rails.iter().map(|rail| rail.adapter.want()).collect();
+        self.rails.iter().zip(looks).map(|(rail, look)| rail.adapter.seen(look))
+    }
+
+    /// The ports that can be used if these are their devices, and what is wrong with the others.
+    fn routes(
         &self,
         address: Option<IpAddr>,
-        hint: Option<usize>,
         peer: Option<Gid>,
-    ) -> Result<Route, VerbsError> {
+        seen: impl Iterator<Item = Result<DeviceInfo, String>>,
+    ) -> (Vec<Route>, Vec<String>) {
         let mut routes = Vec::new();
         let mut down = Vec::new();
-        for (at, rail) in self.rails.iter().enumerate() {
+        for ((at, rail), seen) in self.rails.iter().enumerate().zip(seen) {
             let name = format!("{}:{}", rail.adapter.name(), rail.port);
-            let (nic, info) = match rail.adapter.nic().and_then(|nic| Ok((nic.clone(), nic.info()?))) {
+            let nic = rail.adapter.nic().map_err(|error| error.to_string());
+            let (nic, info) = match nic.and_then(|nic| Ok((nic, seen?))) {
                 Ok(both) => both,
                 Err(error) => {
                     down.push(format!("{name} cannot be used: {error}"));
@@ -212,6 +243,18 @@ impl Rails {
                 None => down.push(format!("{name} has no such GID")),
             }
         }
+        (routes, down)
+    }
+
+    /// A port for a connection whose stream has this address here: the port that has the address too; else the peer's `hint`; else each
+    /// in turn. Only ports that are up, if any is. Waits for devices, as other verbs do.
+    fn choose(
+        &self,
+        address: Option<IpAddr>,
+        hint: Option<usize>,
+        peer: Option<Gid>,
+    ) -> Result<Route, VerbsError> {
+        let (mut routes, down) = self.routes(address, peer, self.look());
         let exact = address.map(Gid::of);
         let by_address = routes.iter().position(|route| Some(route.gid.gid) == exact);
         let by_hint = || hint.and_then(|hint| routes.iter().position(|route| route.at == hint));
@@ -223,15 +266,30 @@ impl Rails {
         Ok(routes.swap_remove(at))
     }
 
-    /// A queue pair on a port. `access`: what the peer may do.
-    pub(super) fn half(&self, route: Route, access: Access) -> Result<Half, VerbsError> {
+    /// A queue pair on a port for a connection whose stream has this address here. `access`: what the peer may do; `theirs`: what it says
+    /// of itself, if it was first.
+    pub(super) async fn half(
+        self: Arc<Self>,
+        address: IpAddr,
+        access: Access,
+        theirs: Option<Terms>,
+    ) -> Result<Half, VerbsError> {
+        wait_for(move || {
+            let hint = theirs.map(|terms| terms.rail.into());
+            let route = self.choose(Some(address), hint, theirs.map(|terms| Gid(terms.gid)))?;
+            self.half_on(route, access)
+        })
+        .await
+    }
+
+    fn half_on(&self, route: Route, access: Access) -> Result<Half, VerbsError> {
         let Route { nic, limits, port, gid, at } = route;
         let works = WORKS.min(limits.queue_depth as usize);
         let sizes = Sizes { works, receives: RECEIVES, sends: SENDS, inline: INLINE };
         let device = nic.name().to_owned();
         let pair: QueuePair<Reset> = QueuePair::new(nic, &self.messages, sizes)?;
-        let pair = pair.init(port.number, access)?;
         let options = &self.options;
+        let pair = pair.init(port.number, options.pkey_index.unwrap_or(port.pkey_index), access)?;
         let psn = rand::rng().random_range(0..1 << 24);
         let path = Path {
             port: port.number,
@@ -269,9 +327,27 @@ impl Rails {
     }
 }
 
+/// Verbs that wait: for the firmware, or for the answer to "who has this address" (`ibv_modify_qp` to RTR on Ethernet, up to a second).
+/// They do so on a thread for it, under this runtime.
+async fn wait_for<R: Send + 'static>(
+    work: impl FnOnce() -> Result<R, VerbsError> + Send + 'static,
+) -> Result<R, VerbsError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(VerbsError::NoDevice("this process is ending".into())),
+        },
+    }
+}
+
 impl Half {
     /// Brings it up towards its peer.
-    pub fn join(self, peer: &Terms) -> Result<Link, VerbsError> {
+    pub async fn join(self, peer: Terms) -> Result<Link, VerbsError> {
+        wait_for(move || self.join_now(&peer)).await
+    }
+
+    fn join_now(self, peer: &Terms) -> Result<Link, VerbsError> {
         let mut path = self.path;
         path.mtu = path.mtu.min(peer.mtu.get());
         path.reads = path.reads.min(peer.reads_in).max(1);
@@ -310,6 +386,7 @@ mod tests {
             lid: 3,
             mtu: 4096,
             bits_per_second: 0,
+            pkey_index: 0,
             gids: gids.iter().map(entry).collect(),
         }
     }

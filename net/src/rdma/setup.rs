@@ -2,8 +2,10 @@
 //! this far. The client says where its queue pair is, the server answers with its own or with a reason, and a first packet each way over
 //! the queue pairs shows that the way is open before anybody relies on it.
 
+use std::sync::Arc;
+
 use catena_proto::status::Status;
-use catena_verbs::{Access, Gid};
+use catena_verbs::Access;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tracing::warn;
@@ -19,11 +21,14 @@ use crate::shake;
 const REASON: usize = 512;
 
 /// The client's part. The server may READ and WRITE what it is told of.
-pub(super) async fn propose(stream: &mut TcpStream, rails: &Rails, address: &str) -> Result<Link, NetError> {
+pub(super) async fn propose(
+    stream: &mut TcpStream,
+    rails: &Arc<Rails>,
+    address: &str,
+) -> Result<Link, NetError> {
     let broke = |reason: String| NetError::Connect { address: address.into(), reason };
     let local = stream.local_addr().map_err(|error| broke(error.to_string()))?.ip();
-    let half = rails.choose(Some(local.to_canonical()), None, None);
-    let half = half.and_then(|route| rails.half(route, Access::ReadWrite));
+    let half = rails.clone().half(local.to_canonical(), Access::ReadWrite, None).await;
     let half = half.map_err(|error| broke(error.to_string()))?;
     let hung_up = |error: std::io::Error| broke(format!("it hung up over the queue pair: {error}"));
     shake::send(stream, &half.terms).await.map_err(hung_up)?;
@@ -35,20 +40,19 @@ pub(super) async fn propose(stream: &mut TcpStream, rails: &Rails, address: &str
         let reason = String::from_utf8_lossy(&reason).into_owned();
         return Err(NetError::Refused { address: address.into(), status, reason });
     }
-    half.join(&theirs).map_err(|error| broke(error.to_string()))
+    half.join(theirs).await.map_err(|error| broke(error.to_string()))
 }
 
 /// The server's part. Its client may touch nothing: it is the server that READs and WRITEs.
-pub(crate) async fn accept(stream: &mut TcpStream, rails: &Rails) -> Result<Link, Status> {
+pub(crate) async fn accept(stream: &mut TcpStream, rails: &Arc<Rails>) -> Result<Link, Status> {
     let gone = |_| Status::Disconnected;
     let theirs: Terms = shake::receive(stream).await.map_err(gone)?;
     let local = stream.local_addr().map_err(gone)?.ip().to_canonical();
     // What is refused for now (a link that is down, no memory for another connection) may be asked for again.
-    let made = rails
-        .choose(Some(local), Some(theirs.rail.into()), Some(Gid(theirs.gid)))
-        .and_then(|route| rails.half(route, Access::None))
-        .map_err(|error| (Status::Busy, error.to_string()))
-        .and_then(|half| join(half, &theirs));
+    let made = match rails.clone().half(local, Access::None, Some(theirs)).await {
+        Ok(half) => join(half, theirs).await,
+        Err(error) => Err((Status::Busy, error.to_string())),
+    };
     match made {
         Ok((terms, link)) => {
             shake::send(stream, &terms).await.map_err(gone)?;
@@ -66,7 +70,7 @@ pub(crate) async fn accept(stream: &mut TcpStream, rails: &Rails) -> Result<Link
     }
 }
 
-fn join(half: Half, theirs: &Terms) -> Result<(Terms, Link), (Status, String)> {
+async fn join(half: Half, theirs: Terms) -> Result<(Terms, Link), (Status, String)> {
     if half.terms.link != theirs.link {
         let name = |code| {
             if code == link_code(catena_verbs::LinkLayer::InfiniBand) { "InfiniBand" } else { "Ethernet" }
@@ -79,5 +83,5 @@ fn join(half: Half, theirs: &Terms) -> Result<(Terms, Link), (Status, String)> {
         return Err((Status::NoRdma, reason));
     }
     let terms = half.terms;
-    half.join(theirs).map(|link| (terms, link)).map_err(|error| (Status::Busy, error.to_string()))
+    half.join(theirs).await.map(|link| (terms, link)).map_err(|error| (Status::Busy, error.to_string()))
 }

@@ -351,6 +351,92 @@ async fn a_lost_device_leaves_its_connections_to_the_others() {
     }
 }
 
+/// Beside the device that everybody uses there may be one of another kind, whose driver loads by itself.
+#[tokio::test]
+async fn a_device_that_cannot_be_used_is_left_out_unless_it_was_named() {
+    let fabric = fabric();
+    fabric.make_foreign("soft1");
+    let open = |devices: &[&str]| {
+        let devices = devices.iter().map(|&device| device.into()).collect();
+        let options = RdmaOptions { devices, ..RdmaOptions::default() };
+        RdmaTransport::new(Arc::new(fabric.clone()), identity(PeerId::Node(NodeId(1))), pool(), options)
+    };
+    let server = open(&[]).unwrap();
+    assert_eq!(server.rails.names(), "soft0:1, soft2:1");
+    let (_, listener) = listen(&server).await;
+    works(&on(&fabric, "soft2", PeerId::Client(ClientId(2)), RdmaOptions::default()), &listener.address())
+        .await;
+    assert_eq!(open(&["soft2", "soft0:1"]).unwrap().rails.names(), "soft2:1, soft0:1", "as they were named");
+    let error = open(&["soft0", "soft1"]).err().unwrap();
+    assert!(error.to_string().contains("soft1 cannot do it"), "{error}");
+    ["soft0", "soft2"].into_iter().for_each(|device| fabric.make_foreign(device));
+    let error = open(&[]).err().unwrap();
+    assert!(error.to_string().contains("soft0 cannot do it"), "the first one's reason: {error}");
+}
+
+#[tokio::test]
+async fn memory_may_be_registered_while_a_device_is_lost() {
+    let fabric = fabric();
+    let server = server(&fabric);
+    let (_, listener) = listen(&server).await;
+    let client = client(&fabric, RdmaOptions::default());
+    fabric.take_away("soft1");
+    let own = BufPool::for_claims(1 << 20).unwrap();
+    client.register(&own).unwrap();
+    fabric.give_back("soft1");
+    eventually(|| client.outage().is_none()).await;
+    let connection = client.connect(&listener.address(), LONG).await.unwrap();
+    let data = vec![Segment { data: own.claim(0..300_000).unwrap().unwrap().freeze(), align: 0 }];
+    let into = vec![own.claim(1 << 19..(1 << 19) + 300_000).unwrap().unwrap()];
+    let reply = connection.call(Call { method: ECHO, data, into, deadline: LONG, ..Call::default() }).await;
+    assert_eq!((reply.unwrap().status, connection.stats().copied), (Status::Ok, 0));
+}
+
+/// A post that is refused may have posted a beginning. What is lost must not be followed by a reply that says that all is there.
+#[tokio::test]
+async fn nothing_is_sent_behind_a_post_that_failed() {
+    let fabric = fabric();
+    let (server, client) = (server(&fabric), client(&fabric, RdmaOptions::default()));
+    let (echo, listener) = listen(&server).await;
+    let address = listener.address();
+    let connection = client.connect(&address, LONG).await.unwrap();
+    let held: Vec<_> = [100_000, 100]
+        .map(|len| tokio::spawn(connection.call(call(&client, HOLD, len))))
+        .into_iter()
+        .collect();
+    eventually(|| listener.stats().all.in_flight() == 2).await;
+    for _ in 0..1000 {
+        // The handlers come to their gate.
+        tokio::task::yield_now().await;
+    }
+    fabric.fail_a_batch();
+    echo.0.add_permits(2);
+    for held in held {
+        let error = held.await.unwrap().unwrap_err();
+        assert!(matches!(error, NetError::Disconnected { .. }) && error.sent(), "{error}");
+    }
+    eventually(|| used(&server) == 0 && used(&client) == 0 && fabric.pairs() == 0).await;
+    works(&client, &address).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_came_before_the_peer_left_is_heard_though_its_event_is_late() {
+    let fabric = fabric();
+    let (server, client) = (server(&fabric), client(&fabric, RdmaOptions::default()));
+    let (echo, listener) = listen(&server).await;
+    let connection = client.connect(&listener.address(), LONG).await.unwrap();
+    let held = tokio::spawn(connection.call(call(&client, HOLD, 100_000)));
+    eventually(|| listener.stats().all.in_flight() == 1).await;
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    fabric.delay_events(true);
+    echo.0.add_permits(1);
+    eventually(|| listener.stats().all.in_flight() == 0).await;
+    drop(listener);
+    assert_eq!(held.await.unwrap().unwrap().status, Status::Ok);
+}
+
 #[tokio::test]
 async fn a_process_whose_ports_are_all_down_says_so() {
     let fabric = fabric();
@@ -360,15 +446,43 @@ async fn a_process_whose_ports_are_all_down_says_so() {
             .unwrap()
     };
     let (strict, lenient) = (open(two.clone()), open(RdmaOptions { fallback: Fallback::Tcp, ..two }));
-    assert_eq!(strict.outage(), None);
+    // It says how it was when last asked, and asks.
+    let outage = async |transport: &RdmaTransport| {
+        transport.rails.ask().await;
+        transport.outage()
+    };
+    assert_eq!(outage(&strict).await, None);
     fabric.set_link("soft0", false);
-    assert_eq!(strict.outage(), None, "the other is up");
+    assert_eq!(outage(&strict).await, None, "the other is up");
     fabric.set_link("soft1", false);
-    let outage = strict.outage().unwrap();
-    assert!(outage.contains("soft0:1 is DOWN") && outage.contains("soft1:1 is DOWN"), "{outage}");
-    assert_eq!(lenient.outage(), None, "TCP may go another way");
+    let both = outage(&strict).await.unwrap();
+    assert!(both.contains("soft0:1 is DOWN") && both.contains("soft1:1 is DOWN"), "{both}");
+    assert_eq!(outage(&lenient).await, None, "TCP may go another way");
     fabric.set_link("soft1", true);
-    assert_eq!(strict.outage(), None);
+    eventually(|| strict.outage().is_none()).await;
+}
+
+/// A driver waits for its firmware, up to a minute if that hangs.
+#[tokio::test]
+async fn a_device_that_does_not_answer_holds_up_nobody_but_its_own_connections() {
+    let fabric = fabric();
+    let two = RdmaOptions { devices: vec!["soft1".into(), "soft2".into()], ..RdmaOptions::default() };
+    let peer = identity(PeerId::Client(ClientId(2)));
+    let client = RdmaTransport::new(Arc::new(fabric.clone()), peer, pool(), two).unwrap();
+    let server = server(&fabric);
+    let (_, listener) = listen(&server).await;
+    fabric.set_silent("soft1", true);
+    let begun = std::time::Instant::now();
+    assert_eq!(client.outage(), None);
+    assert!(begun.elapsed() < Duration::from_millis(500), "it was not waited for");
+    // Its connections are made over the other one, also while many are.
+    works(&client, &listener.address()).await;
+    assert_eq!(client.outage(), None);
+    fabric.set_silent("soft1", false);
+    client.rails.ask().await;
+    for _ in 0..4 {
+        works(&client, &listener.address()).await;
+    }
 }
 
 #[tokio::test]

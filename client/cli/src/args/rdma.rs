@@ -31,6 +31,9 @@ pub struct CheckArgs {
     /// Entry of the port's GID table [default: by address, else RoCE v2 with IPv4 first].
     #[arg(long, value_name = "N")]
     pub gid_index: Option<u8>,
+    /// Entry of the port's partition table, InfiniBand [default: the first of which the port is a full member].
+    #[arg(long, value_name = "N")]
+    pub pkey_index: Option<u16>,
     /// Largest payload of a packet: 256, 512, 1024, 2048 or 4096 [default: the port's].
     #[arg(long, value_name = "BYTES")]
     pub mtu: Option<u16>,

@@ -123,6 +123,7 @@ fn open(
         kind: TransportKind::Rdma,
         devices,
         gid_index: args.gid_index,
+        pkey_index: args.pkey_index,
         mtu: args.mtu,
         busy_poll_us: args.busy_poll_us,
         ..TransportConfig::default()

@@ -90,8 +90,30 @@ fn port(context: &Context, number: u8) -> Result<(PortInfo, usize), VerbsError> 
         mtu: mtu_bytes(attr.active_mtu),
         bits_per_second: bits_per_second(attr.active_width, attr.active_speed),
         gids: Vec::new(),
+        pkey_index: match link {
+            LinkLayer::InfiniBand => choose_pkey(pkeys(context, number, attr.pkey_tbl_len)),
+            LinkLayer::Ethernet => 0,
+        },
     };
     Ok((port, usize::try_from(attr.gid_tbl_len).unwrap_or(0)))
+}
+
+/// The partitions that a port is in, by their index; stops at the first that cannot be read.
+fn pkeys(context: &Context, port: u8, len: u16) -> impl Iterator<Item = (u16, u16)> {
+    (0..len).map_while(move |index| {
+        let mut pkey = 0;
+        // SAFETY: the context is open, and the key is written to.
+        let status = unsafe {
+            (context.functions.ibv_query_pkey)(context.raw.as_ptr(), port, c_int::from(index), &mut pkey)
+        };
+        (status == 0).then(|| (index, u16::from_be(pkey)))
+    })
+}
+
+/// The first partition of which the port is a full member: the highest bit (InfiniBand Architecture Specification, volume 1, 10.9.2). Two
+/// limited members do not hear each other. The first one, if there is none.
+fn choose_pkey(mut pkeys: impl Iterator<Item = (u16, u16)>) -> u16 {
+    pkeys.find(|&(_, pkey)| pkey & 0x8000 != 0 && pkey & 0x7fff != 0).map_or(0, |(index, _)| index)
 }
 
 fn state_name(state: u32) -> &'static str {
@@ -202,6 +224,15 @@ mod tests {
         assert_eq!(bits_per_second(2, 128), 400_000_000_000, "NDR");
         assert_eq!(bits_per_second(1, 1), 2_500_000_000, "what soft-RoCE says");
         assert_eq!(bits_per_second(3, 1), 0);
+    }
+
+    #[test]
+    fn the_partition_is_the_first_with_full_membership() {
+        let choose = |keys: &[u16]| choose_pkey((0..).zip(keys.iter().copied()));
+        assert_eq!(choose(&[0xffff, 0x8001]), 0, "the default partition");
+        assert_eq!(choose(&[0x7fff, 0x8000, 0x0001, 0x8001, 0x8002]), 3);
+        assert_eq!(choose(&[0x7fff]), 0, "limited, to full members");
+        assert_eq!(choose(&[]), 0);
     }
 
     #[test]

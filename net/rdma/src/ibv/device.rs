@@ -218,8 +218,11 @@ impl Device for RcDevice {
     }
 
     unsafe fn register(&self, address: usize, length: usize) -> Result<Box<dyn Registration>, VerbsError> {
+        self.domain.alive()?;
         // SAFETY: by the caller.
-        Ok(Box::new(unsafe { Memory::register(self.domain.clone(), address, length) }?))
+        let memory = unsafe { Memory::register(self.domain.clone(), address, length) };
+        // Whether that was the device's end, it says when asked.
+        Ok(Box::new(memory.inspect_err(|_| drop(self.info()))?))
     }
 
     fn endpoint(&self, depths: Depths) -> Result<Box<dyn Endpoint>, VerbsError> {

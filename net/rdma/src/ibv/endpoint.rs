@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
@@ -200,17 +200,26 @@ impl Drop for Completions {
             self.acknowledge();
             // SAFETY: the queue pair that used it is gone.
             let status = unsafe { (context.functions.ibv_destroy_cq)(queue.as_ptr()) };
-            if let Err(error) = context.check("ibv_destroy_cq", status) {
-                tracing::warn!("{error}");
+            match context.check("ibv_destroy_cq", status) {
+                Err(error) if self.domain.loss.happened() => {
+                    tracing::debug!("a completion queue went with its device: {error}");
+                }
+                Err(error) => tracing::warn!("{error}"),
+                Ok(()) => {}
             }
         }
         // The runtime lets go of the file before the channel closes it and its number is another's.
         self.events = None;
         // SAFETY: its queue is gone; if not, it says so and does nothing.
         let status = unsafe { (context.functions.ibv_destroy_comp_channel)(self.channel.as_ptr()) };
-        if let Err(error) = context.check("ibv_destroy_comp_channel", status) {
-            tracing::warn!("{error}");
+        let Err(error) = context.check("ibv_destroy_comp_channel", status) else { return };
+        if self.domain.loss.happened() {
+            // The queue stays, as far as the library knows. What counts is the file: there would be one more with each loss.
+            // SAFETY: the channel is there, and nobody but this has it or ever closes its file.
+            unsafe { libc::close((*self.channel.as_ptr()).fd) };
+            return tracing::debug!("a completion channel went with its device: {error}");
         }
+        tracing::warn!("{error}");
     }
 }
 
@@ -221,6 +230,8 @@ pub struct RcEndpoint {
     number: u32,
     inline: usize,
     calls: Option<Calls>,
+    /// It has failed by itself, and its work makes no completions.
+    failed: Arc<AtomicBool>,
     // Dropped after the queue pair was destroyed, in `drop`.
     completions: Completions,
 }
@@ -248,7 +259,20 @@ impl RcEndpoint {
         let (pair, calls, granted) = create(&domain, completions.queue(), depths, posting)?;
         // SAFETY: the queue pair was just made.
         let number = unsafe { pair.as_ref() }.qp_num;
-        Ok(RcEndpoint { pair, number, inline: granted as usize, calls, completions })
+        let failed = domain.loss.know(number, completions.queue() as usize);
+        Ok(RcEndpoint { pair, number, inline: granted as usize, calls, failed, completions })
+    }
+
+    /// An error if nothing can come of it any more.
+    fn alive(&self) -> Result<(), VerbsError> {
+        self.domain().alive()?;
+        match self.failed.load(Relaxed) {
+            true => Err(VerbsError::PairFailed {
+                device: self.domain().context.name.clone(),
+                number: self.number,
+            }),
+            false => Ok(()),
+        }
     }
 
     fn domain(&self) -> &Domain {
@@ -378,9 +402,10 @@ impl Endpoint for RcEndpoint {
         self.inline
     }
 
-    fn init(&self, port: u8, access: Access) -> Result<(), VerbsError> {
+    fn init(&self, port: u8, pkey: u16, access: Access) -> Result<(), VerbsError> {
         let mut attr = ibv_qp_attr {
             qp_state: IBV_QPS_INIT,
+            pkey_index: pkey,
             port_num: port,
             qp_access_flags: match access {
                 Access::None => 0,
@@ -460,7 +485,7 @@ impl Endpoint for RcEndpoint {
     }
 
     fn poll(&self, completions: &mut Vec<Completion>, at_most: usize) -> Result<(), VerbsError> {
-        self.domain().alive()?;
+        self.alive()?;
         self.completions.poll(completions, at_most)
     }
 
@@ -471,7 +496,7 @@ impl Endpoint for RcEndpoint {
     fn poll_event(&self, context: &mut Context<'_>) -> Poll<Result<(), VerbsError>> {
         let polled = self.completions.poll_event(context);
         if polled.is_pending() && self.domain().loss.watch(self.number, context.waker()) {
-            return Poll::Ready(self.domain().alive());
+            return Poll::Ready(self.alive());
         }
         polled
     }

@@ -1,8 +1,10 @@
 //! What a device tells of itself: ports that go down, queue pairs that fail, its own end. It is logged; who has work under way learns of
-//! it by that work's completions, except of the device's end: some drivers make no completions then.
+//! most of it by that work's completions. Not of what makes that there are none: the end of the device, of a queue pair
+//! (IBV_EVENT_QP_FATAL) or of a completion queue (IBV_EVENT_CQ_ERR), ibv_get_async_event(3).
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,11 +20,20 @@ use super::device::{Context, Domain};
 use super::library::{clear_errno, errno};
 use super::sys::*;
 
-/// Whether a device has failed for good, and who waits for its completions, by the numbers of the queue pairs.
+/// Whether a device has failed for good, and its queue pairs by their numbers: which of them have failed, and who waits for their
+/// completions.
 #[derive(Default)]
 pub struct Loss {
     happened: AtomicBool,
-    waiting: Mutex<BTreeMap<u32, Waker>>,
+    pairs: Mutex<BTreeMap<u32, Watched>>,
+}
+
+/// A queue pair that is told when it has failed without a completion.
+struct Watched {
+    /// The address of its completion queue.
+    queue: usize,
+    failed: Arc<AtomicBool>,
+    waker: Option<Waker>,
 }
 
 impl Loss {
@@ -33,25 +44,48 @@ impl Loss {
     /// It has, and who waits is woken. False if that was known.
     pub fn declare(&self) -> bool {
         let news = !self.happened.swap(true, Ordering::AcqRel);
-        std::mem::take(&mut *self.waiting.lock()).into_values().for_each(Waker::wake);
+        self.pairs.lock().values_mut().filter_map(|pair| pair.waker.take()).for_each(Waker::wake);
         news
     }
 
-    /// Has this one woken when it happens. True if it has.
-    pub fn watch(&self, number: u32, waker: &Waker) -> bool {
-        let mut waiting = self.waiting.lock();
-        if !self.happened() {
-            waiting
-                .entry(number)
-                .and_modify(|known| known.clone_from(waker))
-                .or_insert_with(|| waker.clone());
-            return false;
+    /// Knows a queue pair from now on. What is returned becomes true when it fails by itself.
+    pub fn know(&self, number: u32, queue: usize) -> Arc<AtomicBool> {
+        let failed = Arc::new(AtomicBool::new(false));
+        self.pairs.lock().insert(number, Watched { queue, failed: failed.clone(), waker: None });
+        failed
+    }
+
+    /// Queue pairs have failed: this one, or all of this completion queue. Who waits is woken.
+    fn fail(&self, subject: &Subject) {
+        for (&number, pair) in self.pairs.lock().iter_mut() {
+            let meant = match *subject {
+                Subject::QueuePair(failed) => failed == number,
+                Subject::CompletionQueue(failed) => failed == pair.queue,
+                Subject::Port(_) | Subject::Device => false,
+            };
+            if meant {
+                pair.failed.store(true, Ordering::Release);
+                pair.waker.take().into_iter().for_each(Waker::wake);
+            }
         }
-        true
+    }
+
+    /// Has this one woken when it, or the device, fails. True if that has happened.
+    pub fn watch(&self, number: u32, waker: &Waker) -> bool {
+        let mut pairs = self.pairs.lock();
+        let Some(pair) = pairs.get_mut(&number) else { return true };
+        if self.happened() || pair.failed.load(Ordering::Acquire) {
+            return true;
+        }
+        match &mut pair.waker {
+            Some(known) => known.clone_from(waker),
+            None => pair.waker = Some(waker.clone()),
+        }
+        false
     }
 
     pub fn forget(&self, number: u32) {
-        self.waiting.lock().remove(&number);
+        self.pairs.lock().remove(&number);
     }
 }
 
@@ -137,24 +171,17 @@ fn read(domain: &Domain) -> io::Result<()> {
     // SAFETY: as above.
     let name = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_string_lossy());
     let name = name.as_deref().unwrap_or("unknown");
-    let subject = match subject(event.event_type) {
-        // SAFETY: the queue pair is there until the event has been acknowledged.
-        Subject::QueuePair => {
-            format!(", queue pair {}", unsafe { (*event.element.cast::<ibv_qp>()).qp_num })
-        }
-        // The union's first four bytes, whatever the byte order.
-        Subject::Port => {
-            // SAFETY: the record is ours.
-            let number = unsafe { (&raw const event.element).cast::<i32>().read() };
-            format!(", port {number}")
-        }
-        Subject::Device => String::new(),
-    };
+    // SAFETY: the event is the library's and not acknowledged, so what it is about is there.
+    let subject = unsafe { subject(&event) };
     let (device, code) = (&context.name, event.event_type);
     match weight(code) {
         tracing::Level::WARN => tracing::warn!("RDMA device {device}{subject}: {name} (event {code})"),
         tracing::Level::INFO => tracing::info!("RDMA device {device}{subject}: {name} (event {code})"),
         _ => tracing::debug!("RDMA device {device}{subject}: {name} (event {code})"),
+    }
+    // Before it is acknowledged: afterwards the number may be another's.
+    if matches!(code, IBV_EVENT_QP_FATAL | IBV_EVENT_CQ_ERR) {
+        domain.loss.fail(&subject);
     }
     // SAFETY: once per event.
     unsafe { (context.functions.ibv_ack_async_event)(&mut event) };
@@ -167,13 +194,31 @@ fn read(domain: &Domain) -> io::Result<()> {
 /// What an event is about.
 #[derive(PartialEq, Eq, Debug)]
 enum Subject {
-    QueuePair,
-    Port,
+    /// By its number.
+    QueuePair(u32),
+    /// By its address.
+    CompletionQueue(usize),
+    /// By its number.
+    Port(i32),
     Device,
 }
 
-fn subject(event: u32) -> Subject {
-    match event {
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Subject::QueuePair(number) => write!(f, ", queue pair {number}"),
+            Subject::CompletionQueue(_) => f.write_str(", completion queue"),
+            Subject::Port(number) => write!(f, ", port {number}"),
+            Subject::Device => Ok(()),
+        }
+    }
+}
+
+/// # Safety
+/// If it is about a queue pair, its element points at one.
+unsafe fn subject(event: &ibv_async_event) -> Subject {
+    match event.event_type {
+        IBV_EVENT_CQ_ERR => Subject::CompletionQueue(event.element as usize),
         IBV_EVENT_QP_FATAL
         | IBV_EVENT_QP_REQ_ERR
         | IBV_EVENT_QP_ACCESS_ERR
@@ -181,14 +226,20 @@ fn subject(event: u32) -> Subject {
         | IBV_EVENT_SQ_DRAINED
         | IBV_EVENT_PATH_MIG
         | IBV_EVENT_PATH_MIG_ERR
-        | IBV_EVENT_QP_LAST_WQE_REACHED => Subject::QueuePair,
+        | IBV_EVENT_QP_LAST_WQE_REACHED => {
+            // SAFETY: by the caller.
+            Subject::QueuePair(unsafe { (*event.element.cast::<ibv_qp>()).qp_num })
+        }
         IBV_EVENT_PORT_ACTIVE
         | IBV_EVENT_PORT_ERR
         | IBV_EVENT_LID_CHANGE
         | IBV_EVENT_PKEY_CHANGE
         | IBV_EVENT_SM_CHANGE
         | IBV_EVENT_CLIENT_REREGISTER
-        | IBV_EVENT_GID_CHANGE => Subject::Port,
+        | IBV_EVENT_GID_CHANGE => {
+            // SAFETY: the record is ours; it is the union's first four bytes, whatever the byte order.
+            Subject::Port(unsafe { (&raw const event.element).cast::<i32>().read() })
+        }
         _ => Subject::Device,
     }
 }
@@ -224,26 +275,44 @@ mod tests {
         let count = Arc::new(Count(0.into()));
         let waker = Waker::from(count.clone());
         let loss = Loss::default();
-        for number in [1, 2, 2, 3] {
+        let woken = || count.0.load(Ordering::Relaxed);
+        let failed: Vec<_> = (1..=5).map(|number| loss.know(number, number as usize / 4)).collect();
+        let which = || failed.iter().map(|failed| failed.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        for number in [1, 2, 2, 3, 4, 5] {
             assert!(!loss.watch(number, &waker));
         }
+        loss.fail(&Subject::QueuePair(2));
+        loss.fail(&Subject::QueuePair(7));
+        assert_eq!((woken(), which()), (1, vec![false, true, false, false, false]));
+        assert!(loss.watch(2, &waker), "it has failed, and will not be told again");
+        loss.fail(&Subject::CompletionQueue(1));
+        assert_eq!((woken(), which()), (3, vec![false, true, false, true, true]));
         loss.forget(3);
         assert!(loss.declare() && !loss.declare() && loss.happened());
-        assert_eq!(count.0.load(Ordering::Relaxed), 2);
-        assert!(loss.watch(4, &waker), "too late to wait for it");
+        assert_eq!(woken(), 4);
+        assert!(loss.watch(1, &waker), "too late to wait for it");
     }
 
     #[test]
     fn failures_are_warnings_and_say_what_failed() {
-        for (event, expected) in [
-            (IBV_EVENT_DEVICE_FATAL, (Subject::Device, tracing::Level::WARN)),
-            (IBV_EVENT_PORT_ERR, (Subject::Port, tracing::Level::WARN)),
-            (IBV_EVENT_QP_FATAL, (Subject::QueuePair, tracing::Level::WARN)),
-            (IBV_EVENT_PORT_ACTIVE, (Subject::Port, tracing::Level::INFO)),
-            (IBV_EVENT_COMM_EST, (Subject::QueuePair, tracing::Level::DEBUG)),
-            (99, (Subject::Device, tracing::Level::WARN)),
+        let mut pair = ibv_qp { qp_num: 17, ..ibv_qp::zeroed() };
+        let pair: Opaque = (&raw mut pair).cast();
+        let port: Opaque = std::ptr::without_provenance_mut(u64::from_ne_bytes(
+            [3i32.to_ne_bytes(), [0; 4]].concat().try_into().unwrap(),
+        ) as usize);
+        for (event_type, element, expected) in [
+            (IBV_EVENT_DEVICE_FATAL, pair, (Subject::Device, tracing::Level::WARN)),
+            (IBV_EVENT_PORT_ERR, port, (Subject::Port(3), tracing::Level::WARN)),
+            (IBV_EVENT_QP_FATAL, pair, (Subject::QueuePair(17), tracing::Level::WARN)),
+            (IBV_EVENT_CQ_ERR, pair, (Subject::CompletionQueue(pair as usize), tracing::Level::WARN)),
+            (IBV_EVENT_PORT_ACTIVE, port, (Subject::Port(3), tracing::Level::INFO)),
+            (IBV_EVENT_COMM_EST, pair, (Subject::QueuePair(17), tracing::Level::DEBUG)),
+            (99, pair, (Subject::Device, tracing::Level::WARN)),
         ] {
-            assert_eq!((subject(event), weight(event)), expected, "event {event}");
+            let event = ibv_async_event { element, event_type };
+            // SAFETY: what it may point at is a queue pair's record.
+            let subject = unsafe { subject(&event) };
+            assert_eq!((subject, weight(event_type)), expected, "event {event_type}");
         }
     }
 }

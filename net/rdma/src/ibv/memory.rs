@@ -64,10 +64,15 @@ impl Drop for Memory {
         let context = &self.domain.context;
         // SAFETY: it is there, and its domain too.
         let status = unsafe { (context.functions.ibv_dereg_mr)(self.raw.as_ptr()) };
-        match context.check("ibv_dereg_mr", status) {
-            Ok(()) => {
-                REGISTERED.fetch_sub(self.length, Relaxed);
-            }
+        let result = context.check("ibv_dereg_mr", status);
+        // The kernel let go of it when the device went, before verbs on it began to fail.
+        let gone = result.is_err() && self.domain.loss.happened();
+        if result.is_ok() || gone {
+            REGISTERED.fetch_sub(self.length, Relaxed);
+        }
+        match result {
+            Ok(()) => {}
+            Err(error) if gone => tracing::debug!("memory went with its device: {error}"),
             // It ends with the context then.
             Err(error) => tracing::error!("memory stays known to the device: {error}"),
         }
