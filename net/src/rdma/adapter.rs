@@ -145,10 +145,14 @@ impl Adapter {
         Ok(())
     }
 
-    /// How it is, as the last look had it; begins another.
+    /// How it is, as the last look had it, unless the one after that takes too long; begins another.
     pub fn last_seen(self: &Arc<Adapter>) -> Result<DeviceInfo, String> {
         self.want();
-        self.looks.lock().seen.clone()
+        let looks = self.looks.lock();
+        match looks.begun > looks.done && looks.since.elapsed() > PATIENCE {
+            true => Err(silent()),
+            false => looks.seen.clone(),
+        }
     }
 
     /// Wants a look that begins from now on: the one of this number or a later one.
@@ -173,7 +177,7 @@ impl Adapter {
                 until = until.min(looks.since + PATIENCE);
             }
             if self.looked.wait_until(&mut looks, until).timed_out() && looks.done < number {
-                return Err(format!("it has not said for {PATIENCE:?} how it is"));
+                return Err(silent());
             }
         }
         looks.seen.clone()
@@ -196,4 +200,8 @@ impl Adapter {
         }
         looks.running = false;
     }
+}
+
+fn silent() -> String {
+    format!("it has not said for {PATIENCE:?} how it is")
 }

@@ -478,6 +478,11 @@ async fn a_device_that_does_not_answer_holds_up_nobody_but_its_own_connections()
     // Its connections are made over the other one, also while many are.
     works(&client, &listener.address()).await;
     assert_eq!(client.outage(), None);
+    // If all are silent, nobody can make a connection to this process any more.
+    fabric.set_silent("soft2", true);
+    eventually(|| client.outage().is_some_and(|outage| outage.contains("soft2:1 cannot be used"))).await;
+    fabric.set_silent("soft2", false);
+    eventually(|| client.outage().is_none()).await;
     fabric.set_silent("soft1", false);
     client.rails.ask().await;
     for _ in 0..4 {
