@@ -35,8 +35,6 @@ const RNR_RETRIES: u8 = 6;
 struct Rail {
     adapter: Arc<Adapter>,
     port: u8,
-    /// Among those that were named.
-    place: usize,
 }
 
 /// A port as it is now.
@@ -147,34 +145,31 @@ impl Rails {
                 false => format!("no port of {} is active", names.join(", ")),
             }));
         }
-        let mut rails: Vec<Rail> = Vec::new();
+        let mut adapters: Vec<Arc<Adapter>> = Vec::new();
         let mut refused = None;
         for info in devices {
             let name = info.name.clone();
-            let mut ports = wanted.iter().enumerate().filter(|(_, (device, _))| *device == name).peekable();
-            if ports.peek().is_none() {
+            if !wanted.iter().any(|(device, _)| *device == name) {
                 continue;
             }
             match Adapter::open(provider.clone(), info, [pool.clone(), messages.clone()]) {
-                Ok(adapter) => rails.extend(ports.map(|(place, &(_, port))| Rail {
-                    adapter: adapter.clone(),
-                    port,
-                    place,
-                })),
-                // Too little memory is not the device's fault, and what was asked for has to be had.
-                Err(error @ (VerbsError::MemoryLock { .. } | VerbsError::Pool(_))) => return Err(error),
-                Err(error) if chosen => return Err(error),
+                Ok(adapter) => adapters.push(adapter),
+                // A limit that is too low is not the device's fault, and what was asked for has to be had.
+                Err(error) if chosen || matches!(error, VerbsError::MemoryLock { .. }) => return Err(error),
                 Err(error) => {
                     warn!("RDMA device {name} is left out: {error}");
                     refused.get_or_insert(error);
                 }
             }
         }
-        if let Some(error) = refused.filter(|_| rails.is_empty()) {
+        if let Some(error) = refused.filter(|_| adapters.is_empty()) {
             return Err(error);
         }
-        // As they were named.
-        rails.sort_by_key(|rail| rail.place);
+        // In the order in which they were named.
+        let opened = |device: &str| adapters.iter().find(|adapter| adapter.name() == device).cloned();
+        let rails =
+            wanted.into_iter().filter_map(|(device, port)| Some(Rail { adapter: opened(&device)?, port }));
+        let rails = rails.collect();
         Ok(Rails { rails, messages, options: options.clone(), next: AtomicUsize::new(0) })
     }
 

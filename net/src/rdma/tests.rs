@@ -91,6 +91,15 @@ async fn works(transport: &dyn Transport, address: &str) {
     assert!(reply.status == Status::Ok && reply.data[0].iter().all(|&byte| byte == 5));
 }
 
+/// A program's own memory, at least 1 MiB.
+async fn reached_without_a_copy(transport: &dyn Transport, address: &str, own: &BufPool) {
+    let connection = transport.connect(address, LONG).await.unwrap();
+    let data = vec![Segment { data: own.claim(0..300_000).unwrap().unwrap().freeze(), align: 0 }];
+    let into = vec![own.claim(1 << 19..(1 << 19) + 300_000).unwrap().unwrap()];
+    let reply = connection.call(Call { method: ECHO, data, into, deadline: LONG, ..Call::default() }).await;
+    assert_eq!((reply.unwrap().status, connection.stats().copied), (Status::Ok, 0));
+}
+
 fn used(transport: &dyn Transport) -> usize {
     transport.pool().stats().classes.iter().map(|class| class.used).sum()
 }
@@ -328,12 +337,7 @@ async fn a_device_that_is_lost_ends_its_connections_and_is_opened_again_when_it_
         works(&client, &address).await;
     }
     // What a program had registered is registered with the new opening as well.
-    let connection = client.connect(&address, LONG).await.unwrap();
-    let data = vec![Segment { data: own.claim(0..300_000).unwrap().unwrap().freeze(), align: 0 }];
-    let into = vec![own.claim(1 << 19..(1 << 19) + 300_000).unwrap().unwrap()];
-    let reply = connection.call(Call { method: ECHO, data, into, deadline: LONG, ..Call::default() }).await;
-    assert_eq!(reply.unwrap().status, Status::Ok);
-    assert_eq!(connection.stats().copied, 0);
+    reached_without_a_copy(&client, &address, &own).await;
 }
 
 #[tokio::test]
@@ -385,11 +389,7 @@ async fn memory_may_be_registered_while_a_device_is_lost() {
     client.register(&own).unwrap();
     fabric.give_back("soft1");
     eventually(|| client.outage().is_none()).await;
-    let connection = client.connect(&listener.address(), LONG).await.unwrap();
-    let data = vec![Segment { data: own.claim(0..300_000).unwrap().unwrap().freeze(), align: 0 }];
-    let into = vec![own.claim(1 << 19..(1 << 19) + 300_000).unwrap().unwrap()];
-    let reply = connection.call(Call { method: ECHO, data, into, deadline: LONG, ..Call::default() }).await;
-    assert_eq!((reply.unwrap().status, connection.stats().copied), (Status::Ok, 0));
+    reached_without_a_copy(&client, &listener.address(), &own).await;
 }
 
 /// A post that is refused may have posted a beginning. What is lost must not be followed by a reply that says that all is there.

@@ -165,9 +165,7 @@ impl Domain {
             context,
         })
     }
-}
 
-impl Domain {
     /// An error if the device is lost.
     pub fn alive(&self) -> Result<(), VerbsError> {
         match self.loss.happened() {
